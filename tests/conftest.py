@@ -1,0 +1,27 @@
+"""What the tests share: repositories that are whole when a test ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vzarr
+from tests.support import assert_sound
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Where a test's repository goes; the file is checked when the test has ended."""
+    target = tmp_path / "test.vzarr"
+    yield target
+    if vzarr.exists(target):
+        assert_sound(target)
+
+
+@pytest.fixture
+def repo(path: Path) -> Iterator[vzarr.Repository]:
+    """An empty repository."""
+    with vzarr.open(path, author="Test <test@example.org>") as repository:
+        yield repository

@@ -1,0 +1,95 @@
+"""Git-like versioning and ACID transactions for Zarr arrays, in one file.
+
+>>> import vzarr, zarr
+>>> repo = vzarr.open("ocean.vzarr")
+>>> with repo.transaction("main", "first data") as store:
+...     zarr.save_array(store, data, path="temperature")
+"""
+
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+from vzarr.diff import ChunkChange, Diff, NodeChange
+from vzarr.errors import (
+    AlreadyExistsError,
+    BusyError,
+    CommitNotFoundError,
+    ConflictError,
+    CorruptError,
+    FormatError,
+    FormatVersionError,
+    FullError,
+    Holder,
+    InvalidInputError,
+    MergeConflict,
+    NotARepositoryError,
+    NotFoundError,
+    ReadOnlyError,
+    RefNotFoundError,
+    SessionNotFoundError,
+    SessionStateError,
+    StorageError,
+    VzarrError,
+)
+from vzarr.history import Commit
+from vzarr.merge import Conflict
+from vzarr.refs import ReflogEntry, Tag
+from vzarr.repository import Info, Log, ReadOnlyCheckoutWarning, Repository, delete, exists, open
+from vzarr.session import Session, Status
+
+if TYPE_CHECKING:
+    from vzarr.register import register
+    from vzarr.store import VzarrStore
+
+__version__ = _version("vzarr")
+
+__all__ = [
+    "AlreadyExistsError",
+    "BusyError",
+    "ChunkChange",
+    "Commit",
+    "CommitNotFoundError",
+    "Conflict",
+    "ConflictError",
+    "CorruptError",
+    "Diff",
+    "FormatError",
+    "FormatVersionError",
+    "FullError",
+    "Holder",
+    "Info",
+    "InvalidInputError",
+    "Log",
+    "MergeConflict",
+    "NodeChange",
+    "NotARepositoryError",
+    "NotFoundError",
+    "ReadOnlyCheckoutWarning",
+    "ReadOnlyError",
+    "RefNotFoundError",
+    "ReflogEntry",
+    "Repository",
+    "Session",
+    "SessionNotFoundError",
+    "SessionStateError",
+    "Status",
+    "StorageError",
+    "Tag",
+    "VzarrError",
+    "VzarrStore",
+    "delete",
+    "exists",
+    "open",
+    "register",
+]
+
+# These need zarr, which takes half a second to import; ``vzarr log`` does not.
+_LAZY = {"VzarrStore": "vzarr.store", "register": "vzarr.register"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vzarr' has no attribute {name!r}")

@@ -1,0 +1,669 @@
+"""A persistent, history-independent B-tree: an ordered map from bytes to bytes.
+
+The idea. A map kept as a Merkle tree is cheap to copy, compare and merge, provided that equal maps
+are equal trees. In an ordinary B-tree the order of the edits decides where nodes end. Here the keys
+do, by their hash, as in a skip list whose coins are tossed by a hash function (Golovin, "The
+B-Skip-List", 2010; Noms' prolly trees are relatives).
+
+* Level 0 is the sorted entries, cut into nodes. Take 64 bits of BLAKE3(key): level L looks at its
+  own five of them, and a key where they are all zero ends its node, one key in 32. A node also ends
+  at ``MAX_ENTRIES``, so that keys picked with malice cannot make it grow without bound.
+* Level L + 1 has one entry for each node of level L: its last key, and a reference to it (digest
+  and sums). The root is the node of the lowest level that has only one; the empty map has none.
+
+So the tree is a function of its content. No node is balanced against its neighbours, thus no edit
+cascades: a new value rewrites one node a level, a new key that ends a node splits one, deleting it
+joins two. (After a node that was cut at ``MAX_ENTRIES``, the cuts shift as far as the next key that
+ends a node by its hash.) Versions share every node that no edit touched, so comparing them costs
+what differs, not what they hold.
+
+Costs below count nodes loaded or saved; depth is log32 of the number of entries, 4 for a million.
+Nodes are never changed once they are made. This module knows neither files nor chunks: nodes go to
+and come from a ``NodeStore``, ``measure`` tells what an entry counts for.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate, compress, count, islice, pairwise
+from operator import lt, ne
+from typing import Protocol, TypeAlias, final
+
+import msgpack
+
+from vzarr.errors import CorruptError
+from vzarr.format import Digest, TreeRef, key_hash
+
+__all__ = ["MAX_ENTRIES", "Node", "NodeStore", "Tree", "TreeRef", "decode_node", "encode_node"]
+
+MAX_ENTRIES = 1024
+"""A node holds no more; of nodes cut by hash alone, one in 10^14 would."""
+MAX_LEVEL = 31
+"""No tree is higher; 2^64 of the worst keys would make 18 levels."""
+_BITS = 5
+_HASHED_LEVELS = 64 // _BITS
+_REF = struct.Struct("<32sQQ")
+_BATCH = 8192
+
+Entry: TypeAlias = tuple[bytes, bytes]
+Edit: TypeAlias = tuple[bytes, bytes | None]
+Change: TypeAlias = tuple[bytes, bytes | None, bytes | None]
+Measure: TypeAlias = Callable[[bytes], tuple[int, int]]
+OnConflict: TypeAlias = Callable[[bytes, bytes | None, bytes | None, bytes | None], bytes | None]
+
+
+# ── nodes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@final
+class Node:
+    """One node, decoded: two lists of equal length, the keys strictly ascending. Never changed.
+
+    The values of level 0 are the map's. Above, a value is a reference to the node whose last key is
+    the entry's key: digest (32 bytes), count and nbytes (64 bits each, little-endian).
+    """
+
+    __slots__ = ("keys", "level", "values")
+
+    def __init__(self, level: int, keys: list[bytes], values: list[bytes]) -> None:
+        self.level = level
+        self.keys = keys
+        self.values = values
+
+
+class NodeStore(Protocol):
+    """Where nodes are kept, by the digest of their bytes."""
+
+    def load(self, digest: bytes) -> Node:
+        """Return a node, maybe from a cache; ``CorruptError`` where it is missing or damaged."""
+
+    def save(self, node_bytes: bytes) -> bytes:
+        """Keep the bytes of a node; return their digest."""
+
+
+def encode_node(level: int, keys: list[bytes], values: list[bytes]) -> bytes:
+    """Encode a node: a msgpack array of level, number of entries, and two columns. O(n).
+
+    A column is two fields: the width that all its items have, or where they differ, the offset at
+    which each ends (32 bits each, little-endian); then the bytes of the items, back to back.
+    """
+    assert 0 <= level <= MAX_LEVEL, "no such level"
+    assert 0 < len(keys) == len(values) <= MAX_ENTRIES, "wrong number of entries"
+    assert _ascend(keys), "keys out of order"
+    key_ends, key_bytes = _pack_column(keys)
+    value_ends, value_bytes = _pack_column(values)
+    assert level == 0 or value_ends == _REF.size, "references of the wrong size"
+    fields = [level, len(keys), key_ends, key_bytes, value_ends, value_bytes]
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def decode_node(data: bytes) -> Node:
+    """Decode a node: exactly the bytes that ``encode_node`` makes, else ``CorruptError``. O(n).
+
+    Sizes, order and spelling are checked; what takes other nodes to tell, ``Tree.check`` does.
+    """
+    try:
+        fields = msgpack.unpackb(data)
+        level, n, key_ends, key_bytes, value_ends, value_bytes = fields
+        if not (type(level) is type(n) is int and 0 <= level <= MAX_LEVEL and 0 < n <= MAX_ENTRIES):
+            raise ValueError("its level or its size is impossible")
+        # msgpack reads several spellings of the same fields, but writes one.
+        if msgpack.packb(fields) != data:
+            raise ValueError("it is not spelled canonically")
+        keys = _unpack_column(n, key_ends, key_bytes)
+        values = _unpack_column(n, value_ends, value_bytes)
+        if not _ascend(keys):
+            raise ValueError("its keys are out of order")
+        if level and value_ends != _REF.size:
+            raise ValueError("its references have the wrong size")
+    except (ValueError, TypeError, RecursionError, struct.error, msgpack.UnpackException) as error:
+        raise CorruptError(f"a tree node is damaged: {error or type(error).__name__}") from error
+    return Node(level, keys, values)
+
+
+def _pack_column(items: list[bytes]) -> tuple[int | bytes, bytes]:
+    widths = set(map(len, items))
+    if len(widths) == 1:
+        return widths.pop(), b"".join(items)
+    return struct.pack(f"<{len(items)}I", *accumulate(map(len, items))), b"".join(items)
+
+
+def _unpack_column(n: int, ends: int | bytes, data: bytes) -> list[bytes]:
+    if type(data) is not bytes:
+        raise TypeError("a column is not of bytes")
+    if isinstance(ends, int):
+        if len(data) != n * ends:
+            raise ValueError("a column has the wrong length")
+        return list(_fields(f"{ends}s", n).unpack(data))
+    offsets = (0, *_fields("I", n).unpack(ends))
+    items = [data[start:end] for start, end in pairwise(offsets)]
+    # Offsets that go back, or beyond the data, or spell one width, do not come out again.
+    if offsets[-1] != len(data) or _pack_column(items)[0] != ends:
+        raise ValueError("a column has the wrong offsets")
+    return items
+
+
+@lru_cache(maxsize=4096)
+def _fields(item: str, n: int) -> struct.Struct:
+    """Make the layout of n items; to unpack them in one go is four times as fast as in a loop."""
+    return struct.Struct("<" + item * n)
+
+
+def _ascend(keys: list[bytes]) -> bool:
+    return all(map(lt, keys, islice(keys, 1, None)))
+
+
+def _ending(level: int, keys: Iterable[bytes]) -> list[bytes]:
+    """Pick those of the keys that end their node on a level by their hash."""
+    if level >= _HASHED_LEVELS:
+        return []
+    mask = (2**_BITS - 1) << _BITS * level
+    return [key for key in keys if not key_hash(key) & mask]
+
+
+def _child(nodes: NodeStore, node: Node, index: int) -> Node:
+    """Load a child, and make sure that it is what its parent says."""
+    child = nodes.load(node.values[index][:32])
+    if (
+        child.level != node.level - 1
+        or child.keys[-1] != node.keys[index]
+        or (index and child.keys[0] <= node.keys[index - 1])
+    ):
+        raise _corrupt(node.values[index], "its level or its keys are not what its parent says")
+    return child
+
+
+def _sums(level: int, values: Sequence[bytes], measure: Measure) -> tuple[int, int]:
+    """Sum up the entries of a node: count and bytes."""
+    if level:
+        numbers = _fields("32xQQ", len(values)).unpack(b"".join(values))
+        return sum(numbers[::2]), sum(numbers[1::2])
+    total_count = total_nbytes = 0
+    for entries, nbytes in map(measure, values):
+        total_count += entries
+        total_nbytes += nbytes
+    return total_count, total_nbytes
+
+
+def _pack_ref(ref: TreeRef) -> bytes:
+    return _REF.pack(ref.digest, ref.count, ref.nbytes)
+
+
+def _unpack_ref(value: bytes) -> TreeRef:
+    digest, count, nbytes = _REF.unpack(value)
+    return TreeRef(Digest(digest), count, nbytes)
+
+
+def _corrupt(ref: bytes, reason: str) -> CorruptError:
+    return CorruptError(f"tree node {ref[:32].hex()} is damaged: {reason}")
+
+
+# ── the tree ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@final
+class Tree:
+    """Operations on the trees of one ``NodeStore``; a tree itself is a ``TreeRef``, or None.
+
+    ``measure`` gives what the value of an entry counts for, as (count, bytes); references to nodes
+    carry the sums of all below. It must be a pure function that raises nothing but
+    ``CorruptError``. Every method raises ``CorruptError`` where it meets a node that is missing,
+    damaged, or does not fit its parent.
+    """
+
+    def __init__(self, nodes: NodeStore, measure: Measure) -> None:
+        self._nodes = nodes
+        self._measure = measure
+
+    def get(self, root: TreeRef | None, key: bytes) -> bytes | None:
+        """Return the value of a key, or None. O(depth)."""
+        if root is None:
+            return None
+        node = self._nodes.load(root.digest)
+        while True:
+            index = bisect_left(node.keys, key)
+            if index == len(node.keys):
+                return None
+            if node.level == 0:
+                return node.values[index] if node.keys[index] == key else None
+            node = _child(self._nodes, node, index)
+
+    def scan(
+        self,
+        root: TreeRef | None,
+        start: bytes = b"",
+        stop: bytes | None = None,
+        *,
+        prefix: bytes = b"",
+    ) -> Iterator[Entry]:
+        """Iterate over the entries with start ≤ key < stop that begin with prefix, in order.
+
+        Lazy: loads a node when the iteration comes to it. O(depth + nodes in the range).
+        """
+        cursor = _Cursor(self._nodes, root, max(start, prefix))
+        while cursor.level >= 0:
+            if cursor.level > 0:
+                cursor.descend()
+                continue
+            for key, value in cursor.rest():
+                if (stop is not None and key >= stop) or not key.startswith(prefix):
+                    return
+                yield key, value
+            cursor.leave()
+
+    def first(self, root: TreeRef | None, start: bytes = b"") -> Entry | None:
+        """Return the first entry with start ≤ key, or None. O(depth)."""
+        return next(self.scan(root, start), None)
+
+    def sums(
+        self, root: TreeRef | None, start: bytes = b"", stop: bytes | None = None
+    ) -> tuple[int, int]:
+        """Sum up what ``measure`` says of the entries with start ≤ key < stop. O(depth)."""
+        if root is None or (stop is not None and stop <= start):
+            return 0, 0
+        count, nbytes = (root.count, root.nbytes) if stop is None else self._sums_below(root, stop)
+        less_count, less_nbytes = self._sums_below(root, start) if start else (0, 0)
+        return count - less_count, nbytes - less_nbytes
+
+    def _sums_below(self, root: TreeRef, bound: bytes) -> tuple[int, int]:
+        """Sum up the entries with key < bound: at each node on the path to it, what is left."""
+        total_count = total_nbytes = 0
+        node = self._nodes.load(root.digest)
+        while True:
+            index = bisect_left(node.keys, bound)
+            count, nbytes = _sums(node.level, node.values[:index], self._measure)
+            total_count, total_nbytes = total_count + count, total_nbytes + nbytes
+            if node.level == 0 or index == len(node.keys):
+                return total_count, total_nbytes
+            node = _child(self._nodes, node, index)
+
+    def diff(
+        self,
+        a: TreeRef | None,
+        b: TreeRef | None,
+        start: bytes = b"",
+        stop: bytes | None = None,
+    ) -> Iterator[Change]:
+        """Iterate over (key, value in a, value in b) where a and b differ, start ≤ key < stop.
+
+        In order of the keys; None stands for absence. Lazy. O(nodes that differ · depth): what the
+        trees share is passed by unseen, on whatever level.
+        """
+        left, right = _Cursor(self._nodes, a, start), _Cursor(self._nodes, b, start)
+        while a != b and (left.level >= 0 or right.level >= 0):
+            # Equal entries need no look, and if they refer to nodes, neither does all below them.
+            if left.level == right.level and (equal := left.equal(right)):
+                left.advance(equal)
+                right.advance(equal)
+                continue
+            # References: go into the higher one, or into both, and compare again.
+            level = max(left.level, right.level)
+            if level > 0:
+                if left.level == level:
+                    left.descend()
+                if right.level == level:
+                    right.descend()
+                continue
+            # Entries of the map: the lesser key is missing on the other side.
+            in_left = right.level < 0 or (left.level == 0 and left.key <= right.key)
+            in_right = left.level < 0 or (right.level == 0 and right.key <= left.key)
+            key = left.key if in_left else right.key
+            if stop is not None and key >= stop:
+                return
+            yield key, left.value if in_left else None, right.value if in_right else None
+            if in_left:
+                left.advance()
+            if in_right:
+                right.advance()
+
+    def apply(self, root: TreeRef | None, edits: Sequence[Edit]) -> TreeRef | None:
+        """Set and delete keys; return the new tree. The old one stays as it is.
+
+        Edits are (key, value), or (key, None) to delete, which does nothing where the key is
+        absent; keys strictly ascend. Saves only nodes that the new tree has, and of those only the
+        ones that it does not have from the old. O(edits · depth).
+        """
+        return _Rewrite(self._nodes, self._measure).apply(root, edits)
+
+    def build(self, items: Iterable[Entry]) -> TreeRef | None:
+        """Make a tree of entries whose keys strictly ascend. O(entries), in bounded memory."""
+        return _Rewrite(self._nodes, self._measure).build(items)
+
+    def merge(
+        self,
+        base: TreeRef | None,
+        ours: TreeRef | None,
+        theirs: TreeRef | None,
+        on_conflict: OnConflict,
+    ) -> TreeRef | None:
+        """Merge what two trees changed since their common base.
+
+        Where both changed a key, to different values, ``on_conflict(key, base, ours, theirs)``
+        returns the value to take; None stands for absence. It is called in order of the keys,
+        before anything is saved. O(changes on the side that has fewer · depth).
+        """
+        # Whichever side has fewer changes, they are brought over to the other.
+        changes, ours_is_less = _shorter(self.diff(base, ours), self.diff(base, theirs))
+        onto = theirs if ours_is_less else ours
+        edits: list[Edit] = []
+        for key, before, after in changes:
+            present = self.get(onto, key)
+            if present == before:
+                edits.append((key, after))
+            elif present != after:
+                sides = (after, present) if ours_is_less else (present, after)
+                edits.append((key, on_conflict(key, before, *sides)))
+        return self.apply(onto, edits)
+
+    def walk(self, root: TreeRef | None) -> Iterator[tuple[bytes, Node]]:
+        """Iterate over (digest, node) of all nodes, in order, parents first. Lazy. O(nodes)."""
+        return self.reachable(root, set())
+
+    def reachable(self, root: TreeRef | None, seen: set[bytes]) -> Iterator[tuple[bytes, Node]]:
+        """Iterate over (digest, node) of the nodes that are not in seen, and add them to it.
+
+        A node in seen is passed by with all below it, so that many versions are walked at the cost
+        of what is new in each. O(new nodes).
+        """
+        if root is not None and root.digest not in seen:
+            yield from self._reachable(root.digest, self._nodes.load(root.digest), seen)
+
+    def _reachable(
+        self, digest: bytes, node: Node, seen: set[bytes]
+    ) -> Iterator[tuple[bytes, Node]]:
+        seen.add(digest)
+        yield digest, node
+        if node.level:
+            for index, value in enumerate(node.values):
+                if value[:32] not in seen:
+                    yield from self._reachable(value[:32], _child(self._nodes, node, index), seen)
+
+    def check(self, root: TreeRef | None) -> None:
+        """Verify that a tree is the one tree of its content; ``CorruptError`` names the bad node.
+
+        Nodes end where they must and nowhere else, keys ascend across nodes, sums are right, the
+        root is as low as can be. The store verifies digests. O(entries).
+        """
+        if root is not None:
+            node = self._nodes.load(root.digest)
+            if node.level and len(node.keys) == 1:
+                raise _corrupt(root.digest, "it has one child, which should be the root")
+            self._check(_pack_ref(root), node, is_last=True)
+
+    def _check(self, ref: bytes, node: Node, *, is_last: bool) -> None:
+        """Check a node and all below. The last one of a level may end anywhere."""
+        ending = _ending(node.level, node.keys)
+        if ending not in ([], node.keys[-1:]):
+            raise _corrupt(ref, "it goes on after a key that ends a node")
+        if not (ending or is_last or len(node.keys) == MAX_ENTRIES):
+            raise _corrupt(ref, "it ends at a key that ends no node")
+        if _REF.pack(ref[:32], *_sums(node.level, node.values, self._measure)) != ref:
+            raise _corrupt(ref, "its sums are not those that the reference to it says")
+        if node.level:
+            last = len(node.keys) - 1
+            for index, value in enumerate(node.values):
+                child = _child(self._nodes, node, index)
+                self._check(value, child, is_last=is_last and index == last)
+
+
+@final
+class _Cursor:
+    """A position in a tree: at an entry of any level, or at the end."""
+
+    __slots__ = ("_above", "_nodes", "_start", "index", "level", "node")
+
+    def __init__(self, nodes: NodeStore, root: TreeRef | None, start: bytes) -> None:
+        self._nodes = nodes
+        self._start = start
+        self._above: list[tuple[Node, int]] = []
+        self.level = -1
+        """The level of the node that the entry is in; -1 at the end."""
+        if root is not None:
+            self._enter(nodes.load(root.digest))
+
+    @property
+    def key(self) -> bytes:
+        return self.node.keys[self.index]
+
+    @property
+    def value(self) -> bytes:
+        return self.node.values[self.index]
+
+    def rest(self) -> Iterator[Entry]:
+        """Iterate over the entries from here to the end of the node."""
+        keys, values = self.node.keys, self.node.values
+        return islice(zip(keys, values, strict=True), self.index, None)
+
+    def equal(self, other: _Cursor) -> int:
+        """Count how many entries are equal from here on, to the end of either node."""
+        shorter = min(len(self.node.keys) - self.index, len(other.node.keys) - other.index)
+        return next(compress(count(), map(ne, self.rest(), other.rest())), shorter)
+
+    def descend(self) -> None:
+        """Go to the first entry of the node that this entry refers to."""
+        self._above.append((self.node, self.index))
+        self._enter(_child(self._nodes, self.node, self.index))
+
+    def advance(self, steps: int = 1) -> None:
+        """Go past some entries of this node, and up where it is at its end."""
+        self.index += steps
+        self._settle()
+
+    def leave(self) -> None:
+        """Go past all entries of this node."""
+        self.advance(len(self.node.keys) - self.index)
+
+    def _enter(self, node: Node) -> None:
+        self.node, self.index = node, bisect_left(node.keys, self._start)
+        self._settle()
+
+    def _settle(self) -> None:
+        while self.index == len(self.node.keys):
+            if not self._above:
+                self.level = -1
+                return
+            self.node, self.index = self._above.pop()
+            self.index += 1
+        self.level = self.node.level
+
+
+def _shorter(a: Iterator[Change], b: Iterator[Change]) -> tuple[list[Change], bool]:
+    """Run two iterators side by side until one ends; return its items, and whether it is a."""
+    from_a: list[Change] = []
+    from_b: list[Change] = []
+    for change in a:
+        from_a.append(change)
+        other = next(b, None)
+        if other is None:
+            return from_b, False
+        from_b.append(other)
+    return from_a, True
+
+
+# ── rewriting ────────────────────────────────────────────────────────────────────────────────────
+
+
+@final
+class _Run:
+    """The entries of the node that is being filled on one level."""
+
+    __slots__ = ("ended", "keys", "values", "visited")
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.values: list[bytes] = []
+        self.ended = False
+        """The node is complete: the next entry begins another."""
+        self.visited: deque[tuple[Node, bytes]] = deque()
+        """Old nodes that went into this run, or will go into later ones, and references to them."""
+
+
+@final
+class _Rewrite:
+    """One pass over a tree, from left to right, that writes the edited tree.
+
+    Each level has a run of entries, cut into nodes as the definition says. Entries of old leaves
+    flow into the run of level 0, edits mixed in; a node that is complete becomes an entry of the
+    run above. The point is what need not flow: where no run below is open, old and new cuts agree,
+    so an old node without edits stays whole, as one entry of the level above.
+    """
+
+    def __init__(self, nodes: NodeStore, measure: Measure) -> None:
+        self._nodes = nodes
+        self._measure = measure
+        self._runs: list[_Run] = []
+        self._edit_keys: list[bytes] = []
+        self._edit_values: list[bytes | None] = []
+
+    def apply(self, root: TreeRef | None, edits: Sequence[Edit]) -> TreeRef | None:
+        if not edits:
+            return root
+        self._edit_keys = [key for key, _ in edits]
+        self._edit_values = [value for _, value in edits]
+        assert _ascend(self._edit_keys), "edits out of order"
+        if root is None:
+            self._edit_leaf(Node(0, [], []), 0, len(edits))
+        else:
+            node = self._nodes.load(root.digest)
+            self._edit(node, _pack_ref(root), 0, len(edits))
+        return self._finish()
+
+    def build(self, items: Iterable[Entry]) -> TreeRef | None:
+        iterator = iter(items)
+        last: list[bytes] = []
+        while batch := list(islice(iterator, _BATCH)):
+            keys = [key for key, _ in batch]
+            assert _ascend(last + keys), "items out of order"
+            self._append(0, keys, [value for _, value in batch], keys)
+            last = keys[-1:]
+        return self._finish()
+
+    def _edit(self, node: Node, ref: bytes, low: int, high: int) -> None:
+        """Let an old node flow in, with the edits low to high in it."""
+        self._run(node.level).visited.append((node, ref))
+        if node.level == 0:
+            self._edit_leaf(node, low, high)
+            return
+        keys = node.keys
+        position, last = 0, len(keys) - 1
+        while low < high:
+            # On the right edge of the tree, keys beyond the last child belong into it.
+            index = min(bisect_left(keys, self._edit_keys[low], position), last)
+            self._keep(node, position, index)
+            middle = high if index == last else bisect_right(self._edit_keys, keys[index], low)
+            self._edit(_child(self._nodes, node, index), node.values[index], low, middle)
+            position, low = index + 1, middle
+        self._keep(node, position, len(keys))
+
+    def _edit_leaf(self, node: Node, low: int, high: int) -> None:
+        # Of the old keys, only the last can end a node; of the new ones, any.
+        keys, values, candidates = node.keys, node.values, node.keys[-1:]
+        if low < high:
+            entries: dict[bytes, bytes | None] = dict(zip(keys, values, strict=True))
+            edits = dict(zip(self._edit_keys[low:high], self._edit_values[low:high], strict=True))
+            candidates = sorted([*candidates, *(key for key in edits if key not in entries)])
+            entries |= edits
+            keys = sorted(key for key, value in entries.items() if value is not None)
+            values = [value for key in keys if (value := entries[key]) is not None]
+        self._append(0, keys, values, candidates)
+
+    def _keep(self, node: Node, start: int, stop: int) -> None:
+        """Let the children start to stop of an old node flow in; they have no edits."""
+        # A run open below takes in child by child, until one has the key that ends it.
+        while start < stop and not self._settle(node.level):
+            self._edit(_child(self._nodes, node, start), node.values[start], 0, 0)
+            start += 1
+        if start < stop:
+            candidates = node.keys[-1:] if stop == len(node.keys) else []
+            self._append(node.level, node.keys[start:stop], node.values[start:stop], candidates)
+
+    def _settle(self, level: int) -> bool:
+        """Close what is complete below a level; say whether nothing is left open there."""
+        for below, run in enumerate(self._runs[:level]):
+            if run.keys and not run.ended:
+                return False
+            if run.keys:
+                self._close(below)
+        return True
+
+    def _append(
+        self, level: int, keys: list[bytes], values: list[bytes], candidates: Iterable[bytes]
+    ) -> None:
+        """Add entries to a run, and end it after those of the candidates that end a node."""
+        start = 0
+        for key in _ending(level, candidates):
+            stop = bisect_right(keys, key, start)
+            if stop > start and keys[stop - 1] == key:
+                self._fill(level, keys[start:stop], values[start:stop])
+                self._run(level).ended = True
+                start = stop
+        self._fill(level, keys[start:], values[start:])
+
+    def _fill(self, level: int, keys: list[bytes], values: list[bytes]) -> None:
+        """Add entries to a run, and end it wherever it is full."""
+        run = self._run(level)
+        while keys:
+            # A complete node waits for what follows: if nothing does, it may be the root.
+            if run.ended:
+                self._close(level)
+            room = MAX_ENTRIES - len(run.keys)
+            run.keys += keys[:room]
+            run.values += values[:room]
+            run.ended = len(run.keys) == MAX_ENTRIES
+            keys, values = keys[room:], values[room:]
+
+    def _close(self, level: int) -> None:
+        """Turn a run into a node, and that into an entry of the level above."""
+        run = self._runs[level]
+        key, ref = run.keys[-1], self._save(level, run)
+        run.keys, run.values, run.ended = [], [], False
+        self._append(level + 1, [key], [ref], [key])
+
+    def _save(self, level: int, run: _Run) -> bytes:
+        """Save the node of a run, unless it is an old one; return a reference to it."""
+        old: Node | None = None
+        while run.visited and run.visited[0][0].keys[-1] <= run.keys[-1]:
+            old, old_ref = run.visited.popleft()
+        if old is None or old.keys != run.keys:
+            count, nbytes = _sums(level, run.values, self._measure)
+        elif old.values == run.values:
+            return old_ref
+        else:
+            # Measuring an entry may be slow: where few of many have changed, measure those.
+            _, count, nbytes = _REF.unpack(old_ref)
+            pairs = zip(old.values, run.values, strict=True)
+            before, after = zip(*(pair for pair in pairs if pair[0] is not pair[1]), strict=True)
+            gone, come = _sums(level, before, self._measure), _sums(level, after, self._measure)
+            count, nbytes = count - gone[0] + come[0], nbytes - gone[1] + come[1]
+        digest = self._nodes.save(encode_node(level, run.keys, run.values))
+        return _REF.pack(digest, count, nbytes)
+
+    def _finish(self) -> TreeRef | None:
+        """Close the runs from the bottom up; the highest one makes the root."""
+        for level, run in enumerate(self._runs):  # closing a run may add one at the end
+            if not run.keys:
+                continue
+            if any(above.keys for above in self._runs[level + 1 :]):
+                self._close(level)
+            elif level == 0 or len(run.keys) > 1:
+                return _unpack_ref(self._save(level, run))
+            else:
+                return self._lowest(run.values[0])
+        return None
+
+    def _lowest(self, ref: bytes) -> TreeRef:
+        """Find the root where one old node is all that was kept: it may have one child itself."""
+        node = self._nodes.load(ref[:32])
+        while node.level and len(node.keys) == 1:
+            node, ref = _child(self._nodes, node, 0), node.values[0]
+        return _unpack_ref(ref)
+
+    def _run(self, level: int) -> _Run:
+        while len(self._runs) <= level:
+            self._runs.append(_Run())
+        return self._runs[level]

@@ -1,0 +1,184 @@
+"""A session's uncommitted work: edits by key, and the bytes behind them.
+
+Bytes arrive hashed. Once a batch of them is together, one background thread of the
+process writes it to LMDB while zarr encodes the next chunks, so that a transaction of any size runs
+in bounded memory. What is staged this way is reachable from nothing until the commit; the session's
+records list its digests so that no collection of garbage takes them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import final
+
+from vzarr.environment import Environment, Txn
+from vzarr.format import Blob, session_key
+
+Bytes = bytes | memoryview
+
+BATCH_BYTES = 8 << 20
+"""Staged at once. Bigger txns are slower (page faults) and keep other writers waiting."""
+_MAX_BATCHES_WAITING = 2
+# Between two batches other processes, which poll for the write gate, get a chance to take it.
+_PAUSE_SECONDS = 0.001
+# An entry of the dictionaries here costs about as much as this many bytes of chunk.
+_ENTRY_COST_BYTES = 200
+
+_writer: ThreadPoolExecutor | None = None
+_writer_lock = threading.Lock()
+
+
+def _submit(task: Callable[[], None]) -> Future[None]:
+    global _writer  # noqa: PLW0603 - LMDB has one writer, so one thread serves the whole process
+    with _writer_lock:
+        if _writer is None:
+            _writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vzarr-stage")
+        return _writer.submit(task)
+
+
+def _forget_writer() -> None:
+    global _writer, _writer_lock  # noqa: PLW0603 - threads do not survive a fork
+    _writer = None
+    _writer_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_writer)
+
+
+@final
+class _Batch:
+    """Bytes on their way into LMDB; kept until they are there."""
+
+    __slots__ = ("blobs", "future", "pid")
+
+    def __init__(self, blobs: dict[bytes, Bytes]) -> None:
+        self.blobs = blobs
+        self.future: Future[None] | None = None
+        self.pid = 0
+
+
+@final
+class ChangeSet:
+    """Edits not yet in the tree and bytes not yet in LMDB. Not thread-safe: its session locks."""
+
+    def __init__(
+        self, environment: Environment, session_id: bytes, lease: Callable[[], bytes]
+    ) -> None:
+        """``lease`` gives the session's encoded lease, written before its first batch."""
+        self._environment = environment
+        self._session_id = session_id
+        self._lease = lease
+        self.edits: dict[str, Blob | None] = {}
+        self._fresh: dict[bytes, Bytes] = {}
+        self._fresh_bytes = 0
+        self._waiting: deque[_Batch] = deque()
+        self._batches = 0
+
+    def put(self, key: str, blob: Blob, data: Bytes) -> None:
+        """Note the new value of a key; ``data`` must not change any more.
+
+        O(1); waits for the background writer where that is too far behind, and raises what stopped
+        it (``FullError``, ``BusyError``, ``StorageError``).
+        """
+        self.edits[key] = blob
+        if self.staged(blob.digest) is None:
+            self._fresh[blob.digest] = data
+            self._fresh_bytes += len(data) + _ENTRY_COST_BYTES
+            if self._fresh_bytes >= BATCH_BYTES:
+                self._hand_over()
+
+    def delete(self, key: str) -> None:
+        """Note that a key has no value any more. O(1)."""
+        self.edits[key] = None
+
+    def staged(self, digest: bytes) -> Bytes | None:
+        """Give bytes that are not in LMDB yet. O(1)."""
+        data = self._fresh.get(digest)
+        if data is None:
+            for batch in tuple(self._waiting):
+                data = batch.blobs.get(digest)
+                if data is not None:
+                    return data
+        return data
+
+    @property
+    def fresh(self) -> dict[bytes, Bytes]:
+        """The bytes that no batch took yet, by digest: the commit writes those it needs."""
+        return self._fresh
+
+    @property
+    def leased(self) -> bool:
+        """Whether the session has records of its own in the file."""
+        return self._batches > 0
+
+    def drain(self) -> None:
+        """Wait until every batch is in LMDB; raise what stopped one. The work stays staged."""
+        while self._waiting:
+            self._settle(self._waiting[0])
+
+    def abandon(self) -> None:
+        """Wait for the batches under way, whatever becomes of them: the work is not wanted."""
+        for batch in self._waiting:
+            if batch.future is not None and batch.pid == os.getpid():
+                batch.future.exception()
+
+    def clear(self) -> None:
+        """Forget everything, once it is committed or not wanted."""
+        self.edits = {}
+        self._fresh = {}
+        self._fresh_bytes = 0
+        self._waiting.clear()
+        self._batches = 0
+
+    def release(self, txn: Txn) -> None:
+        """Delete the session's records: its chunks are committed, or garbage. O(batches)."""
+        if self.leased:
+            for number in range(self._batches + 1):
+                txn.delete("sessions", session_key(self._session_id, number))
+
+    def note_lease(self, txn: Txn) -> None:
+        """Write the session's lease as it is now."""
+        txn.put("sessions", session_key(self._session_id, 0), self._lease())
+        self._batches = max(self._batches, 1)
+
+    def _hand_over(self) -> None:
+        while len(self._waiting) >= _MAX_BATCHES_WAITING:
+            self._settle(self._waiting[0])
+        batch = _Batch(self._fresh)
+        self._fresh, self._fresh_bytes = {}, 0
+        self._waiting.append(batch)
+        self._start(batch)
+
+    def _start(self, batch: _Batch) -> None:
+        self._batches += 1
+        number = self._batches
+        batch.pid = os.getpid()
+        batch.future = _submit(lambda: self._write(batch.blobs, number))
+
+    def _settle(self, batch: _Batch) -> None:
+        """Wait for the oldest batch. One that failed, or was lost in a fork, is begun anew."""
+        if batch.future is None or batch.pid != os.getpid():
+            self._start(batch)
+        assert batch.future is not None
+        future, batch.future = batch.future, None
+        future.result()
+        self._waiting.popleft()
+
+    def _write(self, blobs: dict[bytes, Bytes], number: int) -> None:
+        room = sum(map(len, blobs.values()))
+        with self._environment.write(room=room) as txn:
+            txn.put("sessions", session_key(self._session_id, 0), self._lease())
+            put_blobs(txn, blobs.items())
+            txn.put("sessions", session_key(self._session_id, number), b"".join(blobs))
+        time.sleep(_PAUSE_SECONDS)
+
+
+def put_blobs(txn: Txn, blobs: Iterable[tuple[bytes, Bytes]]) -> None:
+    """Write bytes under their digests, where they are not there yet. O(log n) each."""
+    for digest, data in blobs:
+        txn.put("chunks", digest, data, overwrite=False)

@@ -1,0 +1,1552 @@
+"""The LMDB file: open, grow, read, write. The only module that imports lmdb.
+
+Five things that LMDB leaves to its caller are done here, each behind one small class or function.
+
+* One handle for each file and process: a registry by (device, inode), with a count of its users.
+* One writer at a time, with a timeout and a name for who is in the way: ``_Gate``. LMDB's own mutex
+  can neither time out nor be interrupted, and its lock file goes by the path, not by the file.
+* Growth of the map, reopening, closing and ``fork`` while no txn is open: ``_Activity``.
+* No look at a file before it is known to be whole, ours, and on a local disk: ``_examine``.
+* One tree of errors: ``_translate``.
+
+Locks are taken in this order: gate, activity, registry. A thread may open a read txn inside another
+txn of its own; a write txn must be the outermost one of its thread, because it may have to wait
+until it is alone.
+"""
+
+# The classes of this module know each other's insides.
+# ruff: noqa: SLF001
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import get_ident
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+
+import lmdb
+
+from vzarr.errors import (
+    AlreadyExistsError,
+    BusyError,
+    CorruptError,
+    FullError,
+    Holder,
+    InvalidInputError,
+    NotARepositoryError,
+    NotFoundError,
+    ReadOnlyError,
+    SessionStateError,
+    StorageError,
+    VzarrError,
+)
+from vzarr.lmdbfile import Probe, probe
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["DATABASES", "Environment", "EnvironmentInfo", "Txn"]
+
+DATABASES = ("meta", "chunks", "nodes", "commits", "branches", "tags", "reflog", "sessions")
+
+INITIAL_MAP_BYTES = 64 << 30
+"""Address space reserved for a file, sparse and free of cost. 1 TiB each would not do for many."""
+MINIMUM_MAP_BYTES = 256 << 20
+"""What we settle for where address space is limited (``ulimit -v``)."""
+MAP_SLACK_BYTES = 1 << 20
+"""What a write txn may need on top of what it announces: tree pages, the list of free pages."""
+
+_MAX_READERS = 1022
+# LMDB's lock file: a header of 128 bytes and a line of the processor's cache for each reader.
+_LOCK_FILE_BYTES = 128 + 64 * _MAX_READERS
+# A sound file may lack pages at its end that were allocated, freed and never written.
+_MAX_MISSING_PAGES = 256
+# How often, and at what intervals in seconds, to look again for what others are about to do.
+_ATTEMPTS, _MOMENT = 20, 0.001
+_OPEN_TIMEOUT = 60.0
+_FORK_TIMEOUT = 10.0
+_EXIT_TIMEOUT = 1.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02
+
+_FULL_CODES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, -30772})
+# Locks, shared mappings or both do not work between the machines that mount these.
+_NETWORK_FILE_SYSTEMS = frozenset(
+    ("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs")
+    + ("lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb2", "smb3")
+    + ("smbfs", "vboxsf", "virtiofs", "fuse.ceph", "fuse.davfs", "fuse.gcsfuse", "fuse.glusterfs")
+    + ("fuse.goofys", "fuse.juicefs", "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.sshfs")
+)
+
+
+# ---- Txn ------------------------------------------------------------------------------------
+
+
+class _Ended:
+    """Stands in for the transaction of a txn that is over."""
+
+    def __init__(self, error: type[VzarrError], message: str) -> None:
+        self._error = error
+        self._message = message
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error(self._message)
+
+
+_Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
+
+_OVER = cast(
+    _Transaction, _Ended(SessionStateError, "this txn is over: use it inside its with block")
+)
+_FORKED = cast(
+    _Transaction,
+    _Ended(StorageError, "this process was forked inside this txn: open another in the child"),
+)
+
+
+@final
+class Txn:
+    """One LMDB transaction, valid inside the ``with`` block that opened it.
+
+    A read txn sees the state of one moment. A write txn sees its own writes; when a call of it
+    fails, nothing of it is kept, even if the exception is caught.
+    """
+
+    __slots__ = ("_cursors", "_databases", "_failure", "_path", "_transaction")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._transaction = _OVER
+        self._databases: dict[str, lmdb._Database] = {}
+        self._cursors: list[lmdb.Cursor[memoryview]] | None = None
+        self._failure: VzarrError | None = None
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        """Copy a value, or give None. O(log n)."""
+        try:
+            value = self._transaction.get(key, None, self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        return None if value is None else bytes(value)
+
+    def view(self, database: str, key: bytes) -> memoryview | None:
+        """Give a value without copying it, or None. O(log n).
+
+        The view must not outlive the txn, nor the next ``put`` or ``delete`` of a write txn: the
+        memory then shows other data, without an error.
+        """
+        try:
+            return self._transaction.get(key, None, self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def contains(self, database: str, key: bytes) -> bool:
+        """Tell whether there is such a key, without touching its value. O(log n)."""
+        try:
+            with self._transaction.cursor(self._databases[database]) as cursor:
+                return cursor.set_key(key)
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def count(self, database: str) -> int:
+        """Give the number of entries. O(1)."""
+        try:
+            return self._transaction.stat(self._databases[database])["entries"]
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def put(self, database: str, key: bytes, value: Buffer, *, overwrite: bool = True) -> bool:
+        """Write a value, and tell whether it did: not if it must not overwrite one. O(log n).
+
+        Raises ``FullError`` when the map is full, ``InvalidInputError`` for a key that is empty or
+        longer than 511 bytes, ``ReadOnlyError`` in a read txn.
+        """
+        try:
+            return self._transaction.put(
+                key, value, overwrite=overwrite, db=self._databases[database]
+            )
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def delete(self, database: str, key: bytes) -> bool:
+        """Delete an entry, and tell whether there was one. O(log n)."""
+        try:
+            return self._transaction.delete(key, b"", self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def scan(
+        self,
+        database: str,
+        *,
+        start: bytes = b"",
+        prefix: bytes = b"",
+        keys_only: bool = False,
+        reverse: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Give entries in the order of their keys: those that begin with ``prefix``.
+
+        The scan begins at ``start``, or the next key in its direction. With ``keys_only`` the
+        values are empty and the pages that hold them are not touched. O(log n) and O(1) an entry.
+        """
+        try:
+            cursor = self._transaction.cursor(self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        if self._cursors is None:
+            self._cursors = []
+        self._cursors.append(cursor)
+        return self._walk(cursor, start, prefix, keys_only, reverse)
+
+    def _walk(
+        self,
+        cursor: lmdb.Cursor[memoryview],
+        start: bytes,
+        prefix: bytes,
+        keys_only: bool,
+        reverse: bool,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        step = cursor.prev if reverse else cursor.next
+        try:
+            found = (_seek_last if reverse else _seek_first)(cursor, start, prefix)
+            while found:
+                key = bytes(cursor.key())
+                if not key.startswith(prefix):
+                    return
+                yield key, b"" if keys_only else bytes(cursor.value())
+                found = step()
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: lmdb.Error) -> VzarrError:
+        # What an exception left half done must not be committed by a caller who caught it.
+        self._failure = _translate(error, self._path)
+        return self._failure
+
+    def _start(self, transaction: _Transaction, databases: dict[str, lmdb._Database]) -> None:
+        self._transaction = transaction
+        self._databases = databases
+
+    def _close_cursors(self) -> None:
+        if self._cursors is not None:
+            for cursor in self._cursors:
+                cursor.close()
+            self._cursors = None
+
+    def _end(self) -> None:
+        """Let go of LMDB's transaction: its last reference frees its place among the readers."""
+        self._close_cursors()
+        self._transaction = _OVER
+
+    def _abandon(self) -> None:
+        """Forget a transaction of the parent process, which must not be ended from here.
+
+        When the last reference goes, py-lmdb sees that it is not ours and leaves it alone.
+        """
+        self._cursors = None
+        self._transaction = _FORKED
+
+
+def _seek_first(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) -> bool:
+    target = max(start, prefix)
+    return cursor.set_range(target) if target else cursor.first()
+
+
+def _seek_last(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) -> bool:
+    """Move to the last key that begins with the prefix and is not beyond the start."""
+    end = _successor(prefix)
+    if start and (not end or start < end):
+        # The start itself counts, the end of the prefix does not.
+        return (cursor.set_range(start) and cursor.key() == start) or _before(cursor, start)
+    return _before(cursor, end)
+
+
+def _before(cursor: lmdb.Cursor[memoryview], key: bytes) -> bool:
+    return cursor.prev() if key and cursor.set_range(key) else cursor.last()
+
+
+def _successor(prefix: bytes) -> bytes:
+    """Give the least key beyond all that begin with the prefix; empty if there is none."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else b""
+
+
+# ---- Who is inside --------------------------------------------------------------------------
+
+
+@final
+class _Activity:
+    """Who is inside LMDB, and a way to be alone there.
+
+    Every txn is inside. Growth, reopening, closing and ``fork`` pull the map away from under
+    whoever is, so they must be alone; while one of them waits, nobody else gets in, except a thread
+    that is inside already.
+
+    Entering takes no lock, because dict operations are atomic: who enters writes its name and then
+    looks whether the door is shut, who wants to be alone shuts the door and then looks who is
+    inside. At least one of them sees the other.
+    """
+
+    __slots__ = ("_changed", "_inside", "_shut")
+
+    def __init__(self) -> None:
+        self._inside: dict[object, int] = {}
+        self._shut = False
+        self._changed = threading.Condition()
+
+    def enter(self, who: object) -> None:
+        self._inside[who] = get_ident()
+        if self._shut:
+            self._queue(who)
+
+    def leave(self, who: object) -> None:
+        self._inside.pop(who, None)
+        if self._shut:
+            with self._changed:
+                self._changed.notify_all()
+
+    def here(self) -> bool:
+        """Tell whether this thread is inside."""
+        return get_ident() in list(self._inside.values())
+
+    def inside(self) -> list[object]:
+        return list(self._inside)
+
+    def shut(self, timeout: float | None = None) -> bool:
+        """Wait until nobody is inside and keep it so until ``open``; False if it cannot be had."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            if self.here() or not self._wait(lambda: not self._shut, deadline):
+                return False
+            self._shut = True
+            alone = False
+            try:
+                alone = self._wait(lambda: not self._inside, deadline)
+            finally:
+                if not alone:
+                    self.open()
+            return alone
+
+    def open(self) -> None:
+        with self._changed:
+            self._shut = False
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one, for as long as the block takes."""
+        if not self.shut():
+            raise self._not_here()
+        try:
+            yield
+        finally:
+            self.open()
+
+    def require_outside(self) -> None:
+        if self.here():
+            raise self._not_here()
+
+    def _not_here(self) -> SessionStateError:
+        return SessionStateError(
+            "the file must be opened or mapped anew, which cannot be done inside a txn of the same "
+            "thread: end that txn first"
+        )
+
+    def _queue(self, who: object) -> None:
+        with self._changed:
+            self._inside.pop(who, None)
+            # Whoever wants to be alone waits for this thread to leave: it must not wait in turn.
+            if not self.here():
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._shut)
+            self._inside[who] = get_ident()
+
+    def _wait(self, condition: Callable[[], bool], deadline: float | None) -> bool:
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return self._changed.wait_for(condition, remaining)
+
+
+# ---- The write gate -------------------------------------------------------------------------
+
+
+@final
+class _Gate:
+    """Lets one writer at a time through: a lock among threads, then ``flock`` on the data file.
+
+    The descriptor is our own, because ``flock`` belongs to it; being one of the data file, it also
+    keeps out writers that came by another path. The kernel drops the lock when the process dies.
+    """
+
+    __slots__ = ("_lock", "_owner", "_since", "_thread", "descriptor", "path")
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._thread = ""
+        self._since = 0.0
+
+    def mine(self) -> bool:
+        """Tell whether this thread is through the gate."""
+        return self._owner == get_ident()
+
+    def acquire(self, timeout: float | None) -> None:
+        """Wait for the gate. Raises ``BusyError`` after so many seconds; None waits for ever."""
+        if self.mine():
+            raise SessionStateError("a write txn of this thread is open already: end it first")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._lock.acquire(timeout=_for_lock(timeout)):
+            raise self._busy(timeout, self._own_holder())
+        try:
+            self._flock(timeout, deadline)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._owner = get_ident()
+        self._thread = threading.current_thread().name
+        self._since = time.time()
+
+    def release(self) -> None:
+        self._owner = 0
+        try:
+            # Closing would not do: a process that is being spawned may share the descriptor.
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _flock(self, timeout: float | None, deadline: float | None) -> None:
+        pause = _FIRST_PAUSE
+        while not self._try_flock():
+            remaining = pause if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                raise self._busy(timeout, _flock_holder(self.descriptor))
+            time.sleep(min(pause, remaining))
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+    def _try_flock(self) -> bool:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise StorageError(
+                f"cannot lock {self.path} for writing: {error.strerror}", code=error.errno
+            ) from error
+        return True
+
+    def _own_holder(self) -> Holder:
+        return Holder(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            command=f"thread {self._thread!r} of this process",
+            since=datetime.fromtimestamp(self._since, UTC),
+        )
+
+    def _busy(self, timeout: float | None, holder: Holder | None) -> BusyError:
+        return BusyError(
+            f"{self.path} is being written by {holder or 'another process'}; waited "
+            f"{timeout or 0:g} seconds: try again, or with a longer timeout",
+            holder=holder,
+        )
+
+
+def _for_lock(timeout: float | None) -> float:
+    return -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
+
+
+def _flock_holder(descriptor: int) -> Holder | None:
+    """Find who holds the ``flock`` of a file, where the system tells."""
+    status = os.fstat(descriptor)
+    pid = _flock_pid(os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    if pid is None:
+        return None
+    return Holder(pid, socket.gethostname(), _command(pid), _started(pid))
+
+
+def _flock_pid(major: int, minor: int, inode: int) -> int | None:
+    # 2: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
+    for line in _lines("/proc/locks"):
+        fields = line.split()
+        if len(fields) < 6 or fields[1] != "FLOCK":
+            continue
+        found = fields[5].split(":")
+        if len(found) != 3 or int(found[2]) != inode or int(fields[4]) <= 0:
+            continue
+        # Where stat() gives volumes numbers of their own (btrfs, major 0), the kernel does not here.
+        if major == 0 or (int(found[0], 16), int(found[1], 16)) == (major, minor):
+            return int(fields[4])
+    return None
+
+
+def _command(pid: int) -> str:
+    return " ".join(_lines(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()
+
+
+def _started(pid: int) -> datetime | None:
+    """When a process began, from the clock ticks between the start of the machine and its own."""
+    booted = [line.split()[1] for line in _lines("/proc/stat") if line.startswith("btime ")]
+    # The command in parentheses may hold anything; the fields follow the last one.
+    fields = "".join(_lines(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    if not booted or len(fields) < 20:
+        return None
+    seconds = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return datetime.fromtimestamp(int(booted[0]) + seconds, UTC)
+
+
+def _lines(path: str) -> list[str]:
+    """Read a file of /proc; nothing where there is none or it is not for us."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+# ---- Looking at a file before LMDB does -----------------------------------------------------
+
+
+def _real(path: str) -> str:
+    """Resolve a path: LMDB finds its lock file by the name that it is given."""
+    try:
+        return os.path.realpath(os.fspath(path))
+    except ValueError as error:
+        raise InvalidInputError(f"{path!r} is no path: {error}") from error
+
+
+def _require_local(path: str) -> None:
+    """Raise ``StorageError`` if the path is on a file system that several machines mount."""
+    kind = _file_system(path)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise StorageError(
+            f"{path} is on a network file system ({kind}), where LMDB's locks and shared memory do "
+            "not work between machines and the repository would be damaged: use a local disk, or "
+            "pass unsafe_network_filesystem=True if only one machine ever opens it",
+            code=errno.EOPNOTSUPP,
+        )
+
+
+def _file_system(path: str) -> str:
+    """Give the type of the file system that a real path is on, or nothing where unknown."""
+    best, kind = "", ""
+    for line in _lines("/proc/self/mountinfo"):
+        mount, _, source = line.partition(" - ")
+        fields = mount.split(" ")
+        if len(fields) < 5 or not source:
+            continue
+        point = _unescape(fields[4])
+        # What was mounted last on the same point covers what was there.
+        if len(point) >= len(best) and _below(path, point):
+            best, kind = point, source.split(" ")[0]
+    return kind
+
+
+def _unescape(field: str) -> str:
+    # Blanks and backslashes in mount points are written as three octal digits.
+    head, *tail = field.split("\\")
+    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in tail)
+
+
+def _below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _open_descriptor(path: str) -> tuple[int, int]:
+    """Open the data file for ourselves; also give the error number if that is for reading only."""
+    for _ in range(_ATTEMPTS):
+        descriptor, refusal = _open_once(path)
+        # An empty file is the name that a creator has just taken; the content follows at once.
+        if os.fstat(descriptor).st_size:
+            break
+        os.close(descriptor)
+        time.sleep(_MOMENT)
+    else:
+        descriptor, refusal = _open_once(path)
+    return descriptor, refusal
+
+
+def _open_once(path: str) -> tuple[int, int]:
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | flags), 0
+    except OSError as error:
+        refusal = error.errno or errno.EACCES
+        if refusal not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR):
+            raise _cannot_open(path, error) from error
+    try:
+        return os.open(path, os.O_RDONLY | flags), refusal
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: str, error: OSError) -> VzarrError:
+    if error.errno == errno.ENOENT:
+        return NotFoundError(
+            f"{path} does not exist: check the path, or create a repository there", name=path
+        )
+    return StorageError(f"cannot open {path}: {error.strerror}", code=error.errno)
+
+
+def _require_single_name(path: str, status: os.stat_result) -> None:
+    if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
+        raise StorageError(
+            f"{path} has {status.st_nlink} names (hard links); LMDB would use a lock file for each "
+            "and two writers would damage the repository: keep one name, or copy the file",
+            code=errno.EMLINK,
+        )
+
+
+def _examine(path: str, descriptor: int, *, writable: bool) -> Probe:
+    """Probe a file before it is mapped. Raises if it is no repository, or damaged.
+
+    Mapping a file that is too short kills the interpreter. A few pages that were never written may
+    be missing for good reasons; a writer adds them, a reader waits for a writer to do so.
+    """
+    for _ in range(_ATTEMPTS):
+        found = probe(path)
+        missing = found.required_bytes - found.file_bytes
+        if missing <= 0:
+            break
+        if missing > _MAX_MISSING_PAGES * found.page_size:
+            raise CorruptError(
+                f"{path} is cut off: it has {found.file_bytes} bytes of {found.required_bytes}; "
+                "restore it from a backup",
+                path=path,
+            )
+        if writable:
+            _extend(path, descriptor, found.required_bytes)
+        else:
+            time.sleep(_MOMENT)
+    else:
+        raise CorruptError(
+            f"{path} lacks its last {missing} bytes: open it once for writing, which adds them if "
+            "they were never used",
+            path=path,
+        )
+    if not found.databases.issuperset(DATABASES):
+        raise NotARepositoryError(
+            f"{path} is an LMDB file of another program: give the path of a vzarr repository",
+            path=path,
+        )
+    return found
+
+
+def _extend(path: str, descriptor: int, size: int) -> None:
+    """Make a file that long; never shorter, whatever others do to it meanwhile."""
+    try:
+        if sys.platform == "linux":
+            os.posix_fallocate(descriptor, size - 1, 1)
+        elif os.fstat(descriptor).st_size < size:
+            os.pwrite(descriptor, b"\0", size - 1)
+    except OSError as error:
+        raise _os_error(error, f"cannot extend {path}") from error
+
+
+def _os_error(error: OSError, what: str) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return FullError(f"{what}: {error.strerror}; make room and try again", code=error.errno)
+    return StorageError(f"{what}: {error.strerror}", code=error.errno)
+
+
+def _allocate_lock_file(path: str) -> None:
+    """Create LMDB's lock file at full size: in a sparse one, a full disk kills the interpreter.
+
+    One that exists is none of our business: closing any descriptor of it would drop all locks
+    that this process has on it.
+    """
+    lock_path = path + "-lock"
+    try:
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError:
+        # It is there, or LMDB will say what is wrong.
+        return
+    try:
+        owner = os.stat(path)
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            # A lock file of root's would keep the owner of the data out of it.
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        _extend_fully(descriptor, _LOCK_FILE_BYTES)
+    except OSError as error:
+        os.unlink(lock_path)
+        raise _os_error(error, f"cannot create {lock_path}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _extend_fully(descriptor: int, size: int) -> None:
+    if sys.platform == "linux":
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.pwrite(descriptor, bytes(size), 0)
+
+
+def _nobody_writes(path: str) -> bool:
+    """Tell whether a file is on read-only media, or no business of ours to lock."""
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return True
+    return not os.access(path, os.W_OK) and not os.access(os.path.dirname(path), os.W_OK)
+
+
+def _map(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
+    """Open a file with LMDB, with as big a map as can be had. Raises lmdb's errors."""
+    size = max(INITIAL_MAP_BYTES, 4 * file_bytes)
+    floor = max(MINIMUM_MAP_BYTES, 2 * file_bytes)
+    while True:
+        try:
+            return lmdb.open(
+                path,
+                map_size=size,
+                subdir=False,
+                metasync=False,
+                sync=True,
+                writemap=False,
+                map_async=False,
+                readahead=True,
+                meminit=True,
+                mode=0o666,
+                max_readers=_MAX_READERS,
+                max_dbs=len(DATABASES),
+                max_spare_txns=0,
+                **options,
+            )
+        except lmdb.MemoryError:
+            if size <= floor:
+                raise
+            size = max(size // 2, floor)
+
+
+# ---- Errors ---------------------------------------------------------------------------------
+
+
+def _translate(error: lmdb.Error, path: str) -> VzarrError:
+    """Give our error for one of LMDB's. The only place that knows both."""
+    reason = str(error)
+    if isinstance(error, lmdb.MapFullError):
+        return FullError(f"the map of {path} is full; it grows at the next write: try again")
+    if isinstance(error, lmdb.MemoryError):
+        return FullError(
+            f"there is not enough address space or memory for {path}: raise the limit (ulimit -v), "
+            "or close other repositories",
+            code=errno.ENOMEM,
+        )
+    if isinstance(error, lmdb.BadValsizeError):
+        return InvalidInputError(
+            "a key must have 1 to 511 bytes and a value less than 4 GiB: " + reason
+        )
+    if isinstance(error, lmdb.ReadonlyError):
+        return ReadOnlyError(f"{path} is open for reading only, or may not be written: {reason}")
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.CursorFullError):
+        return CorruptError(
+            f"{path} is damaged ({reason}): check it, and restore it from a backup", path=path
+        )
+    if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError):
+        return CorruptError(f"LMDB cannot read {path} or its lock file: {reason}", path=path)
+    if isinstance(error, lmdb.ReadersFullError):
+        return StorageError(
+            f"{path} has {_MAX_READERS} readers, which is the most that LMDB takes: close some",
+            code=errno.EAGAIN,
+        )
+    if isinstance(error, lmdb.DiskError) or error.code in _FULL_CODES:
+        return _full(path, error)
+    if isinstance(error, lmdb.PanicError):
+        return StorageError(
+            f"an earlier write to {path} failed half way; it is opened again at the next use",
+            code=errno.EIO,
+        )
+    return StorageError(
+        f"LMDB failed on {path}: {reason}", code=error.code if error.code > 0 else None
+    )
+
+
+def _full(path: str, error: lmdb.Error) -> FullError:
+    """Say what is known of a write that failed: LMDB reports a short one as an I/O error."""
+    free = _free_bytes(path)
+    if free is not None and free < MAP_SLACK_BYTES:
+        return FullError(f"the disk of {path} is full; nothing was written: make room")
+    room = "" if free is None else f" ({free >> 20} MiB of the disk are free)"
+    return FullError(
+        f"{path} could not be written{room}; the disk or a quota is full, a limit on the size of "
+        f"files is reached, or the device failed; the repository is as it was: {error}",
+        code=error.code if error.code > 0 else errno.EIO,
+    )
+
+
+def _free_bytes(path: str) -> int | None:
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+# ---- Environment ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentInfo:
+    """Figures of one file. ``used_bytes`` are those of pages that hold data now."""
+
+    path: str
+    file_bytes: int
+    used_bytes: int
+    map_bytes: int
+    page_size: int
+    last_txn_id: int
+    readers: int
+    max_readers: int
+    entries: dict[str, int]
+
+
+@final
+class Environment:
+    """One LMDB file, open in this process; shared by all who open it.
+
+    ``path`` is the real path. Not to be pickled: open the path where it is needed. After ``fork``
+    the child opens the file again by itself.
+    """
+
+    __slots__ = (
+        "_activity",
+        "_databases",
+        "_gate",
+        "_key",
+        "_lmdb",
+        "_lost",
+        "_page_size",
+        "_refusal",
+        "_users",
+        "_wanted_map_bytes",
+        "_writable",
+        "path",
+    )
+
+    def __init__(self, path: str, key: tuple[int, int], gate: _Gate, refusal: int) -> None:
+        self.path = path
+        self._key = key
+        self._gate = gate
+        # The error number if the file is not for us to write.
+        self._refusal = refusal
+        self._activity = _Activity()
+        self._lmdb: lmdb.Environment | None = None
+        self._databases: dict[str, lmdb._Database] = {}
+        self._writable = False
+        self._users = 0
+        self._page_size = 0
+        self._wanted_map_bytes = 0
+        # Why the file can never be used again in this process.
+        self._lost = ""
+
+    # -- opening and closing --
+
+    @classmethod
+    def create(
+        cls,
+        path: str,
+        initialise: Callable[[Txn], None],
+        *,
+        unsafe_network_filesystem: bool = False,
+    ) -> Environment:
+        """Create a file and open it for writing.
+
+        ``initialise`` runs in the txn that makes the databases. The file appears at its path whole
+        and durable, or not at all. Raises ``AlreadyExistsError`` if something is there,
+        ``NotFoundError`` if its directory is not, ``FullError``, and what ``initialise`` raises.
+        """
+        path = _real(path)
+        if not unsafe_network_filesystem:
+            _require_local(path)
+        with _draft(path) as draft:
+            _write_draft(draft, initialise)
+            _publish(draft, path)
+        try:
+            return cls.open(
+                path, writable=True, unsafe_network_filesystem=unsafe_network_filesystem
+            )
+        except BaseException:
+            os.unlink(path)
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        writable: bool,
+        timeout: float | None = _OPEN_TIMEOUT,
+        unsafe_network_filesystem: bool = False,
+    ) -> Environment:
+        """Open a file; the same object for all who do so in this process. Pair with ``close``.
+
+        If it is open for reading here and is now to be written, it is upgraded for all. Opening for
+        writing needs the write gate for a moment, and waits ``timeout`` seconds for it. Nothing is
+        created or changed beside a file that is not accepted. Raises ``NotFoundError``,
+        ``NotARepositoryError``, ``CorruptError``, ``BusyError``, or ``StorageError`` with the
+        reason. Takes about a millisecond, much less if the file is open already.
+        """
+        path = _real(path)
+        if not unsafe_network_filesystem:
+            _require_local(path)
+        environment = _registry.claim(path)
+        try:
+            environment._prepare(timeout, writable=writable)
+        except BaseException:
+            environment.close()
+            raise
+        return environment
+
+    def close(self) -> None:
+        """Give the file back; it is closed when all who opened it have. Waits for open txns.
+
+        Raises ``SessionStateError`` inside a txn of the same thread.
+        """
+        if _registry.unclaim(self, last=False):
+            return
+        with self._activity.alone():
+            _registry.unclaim(self, last=True)
+            # Whoever opens it from here on finds it closed, and has to be alone to open it.
+            if not self._users:
+                self._close_lmdb()
+                self._writable = False
+        _registry.forget(self)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the file is open for reading only."""
+        return not self._writable
+
+    # -- txns --
+
+    def read(self) -> _Reading:
+        """Open a read txn: ``with environment.read() as txn``. Keep it short.
+
+        While one is open no page of its snapshot can be used again, and the file grows. Takes about
+        a microsecond. Raises ``StorageError`` if there are too many readers.
+        """
+        return _Reading(self)
+
+    def write(self, *, timeout: float | None = None, room: int = 0) -> _Writing:
+        """Open the write txn: ``with environment.write() as txn``. Committed at the end.
+
+        When the block ends normally the commit is atomic and in order; it survives a crash of the
+        machine after ``sync`` or the next commit. When the block raises, nothing is written.
+        ``room`` is the number of bytes about to be written. Waits up to ``timeout`` seconds for
+        other writers (None: for ever; Ctrl-C works). Raises ``BusyError``, ``FullError``,
+        ``ReadOnlyError``, and ``StorageError`` if the file was replaced. Takes some 0.1 ms.
+        """
+        return _Writing(self, timeout, room)
+
+    def sync(self) -> None:
+        """Make everything that was committed durable. One flush of the disk."""
+        with _Inside(self) as handle:
+            handle.sync(True)
+
+    def last_txn_id(self) -> int:
+        """Give the number of the newest commit, by whatever process. About a microsecond."""
+        with _Inside(self) as handle:
+            return handle.info()["last_txnid"]
+
+    def info(self) -> EnvironmentInfo:
+        """Give the figures of the file. O(number of readers)."""
+        with self.read() as txn, _Inside(self) as handle:
+            page_size = handle.stat()["psize"]
+            stats = [txn._transaction.stat(database) for database in self._databases.values()]
+            info = handle.info()
+            return EnvironmentInfo(
+                path=self.path,
+                file_bytes=os.fstat(self._gate.descriptor).st_size,
+                used_bytes=page_size * (2 + sum(map(_pages, [handle.stat(), *stats]))),
+                map_bytes=info["map_size"],
+                page_size=page_size,
+                last_txn_id=info["last_txnid"],
+                readers=max(0, len(handle.readers().splitlines()) - 1),
+                max_readers=info["max_readers"],
+                entries={name: txn.count(name) for name in DATABASES},
+            )
+
+    # -- behind the txns --
+
+    def _begin(self, txn: Txn, *, write: bool) -> None:
+        """Begin, after dealing with what stands in the way."""
+        tried: list[type[lmdb.Error]] = []
+        while True:
+            obstacle = self._try_begin(txn, write=write)
+            if obstacle is None:
+                return
+            kind = type(obstacle)
+            # Others may go on growing the file; no other obstacle should come twice.
+            if tried.count(kind) >= (_ATTEMPTS if kind is lmdb.MapResizedError else 1):
+                raise _translate(obstacle, self.path) from obstacle
+            tried.append(kind)
+            self._overcome(obstacle)
+
+    def _try_begin(self, txn: Txn, *, write: bool) -> lmdb.Error | None:
+        self._activity.enter(txn)
+        try:
+            if self._lmdb is None:
+                obstacle: lmdb.Error = _NotOpenError("not open")
+            else:
+                txn._start(self._lmdb.begin(write=write, buffers=True), self._databases)
+                return None
+        except lmdb.Error as error:
+            obstacle = error
+        except BaseException:
+            self._activity.leave(txn)
+            raise
+        self._activity.leave(txn)
+        return obstacle
+
+    def _overcome(self, obstacle: lmdb.Error) -> None:
+        if isinstance(obstacle, _NotOpenError):
+            self._revive()
+        elif isinstance(obstacle, lmdb.PanicError):
+            with self._activity.alone():
+                self._close_lmdb()
+        elif isinstance(obstacle, lmdb.MapResizedError):
+            with self._activity.alone():
+                if self._lmdb is not None:
+                    self._resize(self._lmdb, 0)
+        elif isinstance(obstacle, lmdb.ReadersFullError):
+            # The places of processes that were killed.
+            with _Inside(self) as handle:
+                handle.reader_check()
+        else:
+            raise _translate(obstacle, self.path) from obstacle
+
+    def _begin_write(self, timeout: float | None, room: int) -> Txn:
+        if not self._users:
+            raise self._closed()
+        if not self._writable:
+            raise ReadOnlyError(f"{self.path} is open for reading only: open it for writing")
+        if self._activity.here():
+            raise SessionStateError(
+                "a write txn cannot begin inside another txn of the same thread: end that first"
+            )
+        self._gate.acquire(timeout)
+        try:
+            self._require_in_place()
+            self._make_room(room)
+            txn = Txn(self.path)
+            self._begin(txn, write=True)
+        except BaseException:
+            self._gate.release()
+            raise
+        return txn
+
+    def _end_write(self, txn: Txn, *, commit: bool) -> None:
+        transaction = txn._transaction
+        if transaction is _FORKED:
+            # The txn goes on in the parent; of gate and activity the child has new ones.
+            if commit:
+                transaction.commit()
+            return
+        try:
+            txn._close_cursors()
+            if commit and txn._failure is None:
+                self._commit(txn)
+            else:
+                transaction.abort()
+        finally:
+            del transaction
+            txn._end()
+            self._activity.leave(txn)
+            self._gate.release()
+        if commit and txn._failure is not None:
+            raise txn._failure
+
+    def _commit(self, txn: Txn) -> None:
+        try:
+            txn._transaction.commit()
+        except lmdb.Error as error:
+            txn._failed(error)
+        else:
+            if self._lmdb is not None:
+                self._complete_file(self._lmdb)
+
+    def _complete_file(self, handle: lmdb.Environment) -> None:
+        """Give the file the length that its meta page claims.
+
+        Pages that a txn took at the end and freed again are never written; whoever opened the file
+        now would have to take it for one that was cut off.
+        """
+        required = (handle.info()["last_pgno"] + 1) * self._page_size
+        if os.fstat(self._gate.descriptor).st_size < required:
+            # The commit is made. If the disk is full now, the next one to open the file tries.
+            with contextlib.suppress(StorageError):
+                _extend(self.path, self._gate.descriptor, required)
+
+    def _make_room(self, room: int) -> None:
+        """Let the map grow before a txn would not fit. Must be called behind the gate."""
+        with _Inside(self) as handle:
+            info = handle.info()
+        needed = (info["last_pgno"] + 1) * self._page_size + 2 * room + MAP_SLACK_BYTES
+        needed = max(needed, self._wanted_map_bytes)
+        self._wanted_map_bytes = 0
+        if needed <= info["map_size"]:
+            return
+        with self._activity.alone():
+            if self._lmdb is not None:
+                self._resize(self._lmdb, max(2 * needed, 2 * info["map_size"]))
+
+    def _resize(self, handle: lmdb.Environment, size: int) -> None:
+        """Map the file anew; size 0 takes the one recorded in it. The caller must be alone."""
+        try:
+            handle.set_mapsize(size)
+        except lmdb.Error as error:
+            # The old map is gone already: open the file again at the next use.
+            self._close_lmdb()
+            if size:
+                raise _translate(error, self.path) from error
+
+    # -- behind opening --
+
+    def _serves(self, *, writable: bool) -> bool:
+        return self._lmdb is not None and (self._writable or not writable)
+
+    def _prepare(self, timeout: float | None, *, writable: bool) -> None:
+        """Have LMDB open, at least in the mode asked for."""
+        if self._serves(writable=writable):
+            return
+        if self._lost:
+            raise StorageError(self._lost)
+        if writable and self._refusal:
+            raise StorageError(
+                f"{self.path} cannot be opened for writing: {os.strerror(self._refusal)}",
+                code=self._refusal,
+            )
+        # Whoever is inside must not wait at the gate for one who waits for him to leave.
+        self._activity.require_outside()
+        passage = self._passage(timeout) if writable else contextlib.nullcontext()
+        with passage, self._activity.alone():
+            if not self._serves(writable=writable):
+                self._open_lmdb(writable=writable)
+
+    @contextlib.contextmanager
+    def _passage(self, timeout: float | None) -> Iterator[None]:
+        if self._gate.mine():
+            yield
+            return
+        self._gate.acquire(timeout)
+        try:
+            yield
+        finally:
+            self._gate.release()
+
+    def _open_lmdb(self, *, writable: bool) -> None:
+        self._close_lmdb()
+        self._require_in_place()
+        found = _examine(self.path, self._gate.descriptor, writable=writable)
+        _allocate_lock_file(self.path)
+        try:
+            handle = (
+                _map_writable(self.path, found) if writable else _map_readable(self.path, found)
+            )
+        except lmdb.Error as error:
+            raise self._cannot_map(error) from error
+        try:
+            self._databases = _open_databases(handle, writable=writable)
+            self._require_own_lock_file(handle)
+            handle.reader_check()
+        except BaseException as error:
+            handle.close()
+            if isinstance(error, lmdb.Error):
+                raise _translate(error, self.path) from error
+            raise
+        self._lmdb, self._writable, self._page_size = handle, writable, found.page_size
+
+    def _cannot_map(self, error: lmdb.Error) -> VzarrError:
+        if isinstance(error, lmdb.ReadonlyError):
+            return StorageError(
+                f"{self.path}-lock cannot be opened for writing, which LMDB needs even to read: "
+                "give yourself the permission, or make the directory read-only too",
+                code=errno.EACCES,
+            )
+        if error.code == 0 and "already open" in str(error):
+            return StorageError(
+                f"{self.path} replaced a file that is still open in this process: close that one"
+            )
+        return _translate(error, self.path)
+
+    def _require_own_lock_file(self, handle: lmdb.Environment) -> None:
+        """Raise ``StorageError`` if the lock file counts the txns of another data file.
+
+        That is so if the data file was replaced and somebody has the old one open.
+        """
+        for _ in range(_ATTEMPTS):
+            earliest = probe(self.path).txn_id
+            with handle.begin() as transaction:
+                counted = transaction.id()
+            del transaction
+            if earliest <= counted <= probe(self.path).txn_id:
+                return
+            # Between a commit's last write and its last count.
+            time.sleep(_MOMENT)
+        raise StorageError(
+            f"{self.path} replaced a file that a process still has open, and shares its lock file: "
+            "close all that use it, or move this file to another name"
+        )
+
+    def _require_in_place(self) -> None:
+        """Raise ``StorageError`` if the path no longer leads to the file that is open."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} was deleted or moved while it was open; what is written now would be "
+                "lost: open it where it is now",
+                code=error.errno,
+            ) from error
+        if (status.st_dev, status.st_ino) != self._key:
+            raise StorageError(
+                f"{self.path} was replaced by another file while it was open; what is written now "
+                "would be lost: close it everywhere and open it again",
+                code=errno.ESTALE,
+            )
+
+    def _revive(self) -> None:
+        """Open LMDB again after a fork, a panic or a failed growth."""
+        if not self._users:
+            raise self._closed()
+        self._prepare(None, writable=self._writable)
+
+    def _close_lmdb(self) -> None:
+        handle, self._lmdb = self._lmdb, None
+        self._databases = {}
+        if handle is not None:
+            handle.close()
+
+    def _closed(self) -> SessionStateError:
+        return SessionStateError(f"{self.path} is closed: open it again")
+
+    # -- fork and exit --
+
+    def _after_fork(self, *, quiet: bool) -> None:
+        """Make the child's copy usable: whatever the parent had open is not ours to end."""
+        handle, self._lmdb = self._lmdb, None
+        self._databases = {}
+        inside = self._activity.inside()
+        self._activity = _Activity()
+        self._gate.close()
+        try:
+            self._gate = _Gate(self.path, _open_once(self.path)[0])
+        except VzarrError as error:
+            self._gate = _Gate(self.path, -1)
+            self._lost = str(error)
+        if handle is None:
+            return
+        if quiet:
+            handle.close()
+            return
+        for who in inside:
+            if isinstance(who, Txn):
+                who._abandon()
+        _leak(handle)
+        self._lost = (
+            f"this process was forked while {self.path} was in use, and cannot use it: "
+            'end all txns before a fork, or start processes with "spawn" or "forkserver"'
+        )
+
+    def _at_exit(self) -> None:
+        if self._activity.shut(_EXIT_TIMEOUT):
+            self._close_lmdb()
+            self._activity.open()
+        elif self._lmdb is not None:
+            # A daemon thread that will never run again has a txn: closing would wait for it.
+            _leak(self._lmdb)
+
+
+class _NotOpenError(lmdb.Error):
+    """LMDB has the file not open now, or no longer."""
+
+
+@final
+class _Reading:
+    """The context of one read txn. A class, because a generator would take as long as the rest."""
+
+    __slots__ = ("_environment", "_txn")
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._txn = Txn(environment.path)
+
+    def __enter__(self) -> Txn:
+        self._environment._begin(self._txn, write=False)
+        return self._txn
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._txn._end()
+        self._environment._activity.leave(self._txn)
+
+
+@final
+class _Writing:
+    """The context of one write txn."""
+
+    __slots__ = ("_environment", "_room", "_timeout", "_txn")
+
+    def __init__(self, environment: Environment, timeout: float | None, room: int) -> None:
+        self._environment = environment
+        self._timeout = timeout
+        self._room = room
+
+    def __enter__(self) -> Txn:
+        self._txn = self._environment._begin_write(self._timeout, self._room)
+        return self._txn
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._environment._end_write(self._txn, commit=kind is None)
+
+
+@final
+class _Inside:
+    """The context of a call on LMDB's environment outside any txn."""
+
+    __slots__ = ("_environment",)
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def __enter__(self) -> lmdb.Environment:
+        while True:
+            self._environment._activity.enter(self)
+            handle = self._environment._lmdb
+            if handle is not None:
+                return handle
+            self._environment._activity.leave(self)
+            self._environment._revive()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._environment._activity.leave(self)
+        if isinstance(error, lmdb.Error):
+            raise _translate(error, self._environment.path) from error
+
+
+def _map_writable(path: str, found: Probe) -> lmdb.Environment:
+    return _map(path, found.file_bytes, lock=True)
+
+
+def _map_readable(path: str, found: Probe) -> lmdb.Environment:
+    try:
+        return _map(path, found.file_bytes, readonly=True, lock=True)
+    except lmdb.ReadonlyError:
+        if not _nobody_writes(path):
+            raise
+        return _map(path, found.file_bytes, readonly=True, lock=False)
+
+
+def _open_databases(handle: lmdb.Environment, *, writable: bool) -> dict[str, lmdb._Database]:
+    """Open all databases, once: without a txn of ours, py-lmdb could lock up the process."""
+    if not writable:
+        return {name: handle.open_db(name.encode(), create=False) for name in DATABASES}
+    with handle.begin(write=True) as transaction:
+        return {
+            name: handle.open_db(name.encode(), txn=transaction, create=False) for name in DATABASES
+        }
+
+
+def _pages(stat: dict[str, int]) -> int:
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+
+
+# ---- Creation -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _draft(path: str) -> Iterator[str]:
+    """Give a name beside the path; remove what is there at the end, and translate errors."""
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        raise NotFoundError(f"the directory {directory} does not exist: create it", name=directory)
+    if os.path.lexists(path):
+        raise _exists(path)
+    draft = os.path.join(directory, f".vzarr-{secrets.token_hex(8)}")
+    try:
+        yield draft
+    except lmdb.Error as error:
+        raise _translate(error, path) from error
+    except OSError as error:
+        if isinstance(error, VzarrError):
+            raise
+        raise _os_error(error, f"cannot create {path}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+
+
+def _exists(path: str) -> AlreadyExistsError:
+    return AlreadyExistsError(f"{path} exists already: open it, or choose another path", name=path)
+
+
+def _write_draft(draft: str, initialise: Callable[[Txn], None]) -> None:
+    # Nobody else knows the name, so that it needs no lock file.
+    handle = _map(draft, 0, lock=False, lib_version=0)
+    try:
+        _initialise(handle, draft, initialise)
+        handle.sync(True)
+    finally:
+        handle.close()
+    descriptor = os.open(draft, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _initialise(handle: lmdb.Environment, path: str, initialise: Callable[[Txn], None]) -> None:
+    transaction = handle.begin(write=True, buffers=True)
+    txn = Txn(path)
+    try:
+        names = [name.encode() for name in DATABASES]
+        opened = [handle.open_db(name, txn=transaction) for name in names]
+        txn._start(transaction, dict(zip(DATABASES, opened, strict=True)))
+        initialise(txn)
+        if txn._failure is not None:
+            raise txn._failure
+        txn._close_cursors()
+        transaction.commit()
+    finally:
+        # Ends the transaction if it was not committed.
+        txn._end()
+
+
+def _publish(draft: str, path: str) -> None:
+    """Give the draft its name, unless another creator was first."""
+    try:
+        # Takes the name; a link would need a file system that has them.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    except FileExistsError as error:
+        raise _exists(path) from error
+    try:
+        os.replace(draft, path)
+        _sync_directory(os.path.dirname(path))
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def _sync_directory(directory: str) -> None:
+    """Make a new name durable, which LMDB leaves to us."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- Fork and exit --------------------------------------------------------------------------
+
+
+@final
+class _Registry:
+    """The environments of this process, by device and inode, and what becomes of them at a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._environments: dict[tuple[int, int], Environment] = {}
+        self._forking = threading.local()
+
+    def claim(self, path: str) -> Environment:
+        """Find the environment of a file, or make one, and count one more user."""
+        descriptor, refusal = _open_descriptor(path)
+        try:
+            status = os.fstat(descriptor)
+            _require_single_name(path, status)
+            key = (status.st_dev, status.st_ino)
+            with self._lock:
+                environment = self._environments.get(key)
+                if environment is None:
+                    gate, descriptor = _Gate(path, descriptor), -1
+                    environment = Environment(path, key, gate, refusal)
+                    self._environments[key] = environment
+                environment._users += 1
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return environment
+
+    def unclaim(self, environment: Environment, *, last: bool) -> bool:
+        """Count one user less, the last one only if asked for. Tells whether it was counted."""
+        with self._lock:
+            if environment._users > 1 or (last and environment._users == 1):
+                environment._users -= 1
+                return True
+            return not environment._users
+
+    def forget(self, environment: Environment) -> None:
+        """Drop an environment, unless somebody has opened it again meanwhile."""
+        with self._lock:
+            if not environment._users and self._environments.get(environment._key) is environment:
+                del self._environments[environment._key]
+                environment._gate.close()
+
+    def before_fork(self) -> None:
+        """Wait until no thread is inside LMDB: a child that closed its copy would hang."""
+        deadline = time.monotonic() + _FORK_TIMEOUT
+        # In one order in all threads, so that two that fork do not wait for each other.
+        environments = sorted(self._environments.values(), key=lambda found: found._key)
+        self._forking.quiet = [
+            environment
+            for environment in environments
+            if environment._activity.shut(max(0.0, deadline - time.monotonic()))
+        ]
+
+    def after_fork_in_parent(self) -> None:
+        for environment in self._forking.quiet:
+            environment._activity.open()
+
+    def after_fork_in_child(self) -> None:
+        # Another thread may have held it; what it guards is changed in single steps.
+        self._lock = threading.Lock()
+        for environment in list(self._environments.values()):
+            environment._after_fork(quiet=environment in self._forking.quiet)
+
+    def at_exit(self) -> None:
+        for environment in list(self._environments.values()):
+            environment._at_exit()
+
+
+def _leak(handle: lmdb.Environment) -> None:
+    """Keep a handle from ever being closed, which py-lmdb would do with the last reference."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+
+
+_registry = _Registry()
+os.register_at_fork(
+    before=_registry.before_fork,
+    after_in_parent=_registry.after_fork_in_parent,
+    after_in_child=_registry.after_fork_in_child,
+)
+atexit.register(_registry.at_exit)

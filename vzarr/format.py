@@ -1,0 +1,582 @@
+"""Every byte that vzarr puts on disk: digests and records, encoded and decoded.
+
+Pure functions without a file in sight. ``docs/format.md`` is the normative description of what is
+written here; ``tests/format`` reads files with a second implementation written from that page.
+
+Encoders assert their invariants. Decoders trust nothing: whatever is malformed, or spelled in
+another way than the encoder spells it, is a ``CorruptError``, so that one meaning has one digest.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NewType, TypeVar
+
+import msgpack
+from blake3 import blake3
+
+from vzarr.errors import CorruptError
+
+MAGIC = "vzarr"
+FORMAT_VERSION = 1
+"""The format that this release writes, and the newest that it reads."""
+DIGEST_ALGORITHM = "blake3-256"
+DIGEST_BYTES = 32
+MAX_CHUNK_BYTES = 2**32 - 1
+"""LMDB holds no larger value, and lengths are stored in 32 bits."""
+
+Digest = NewType("Digest", bytes)
+"""BLAKE3-256 of an object, 32 bytes."""
+
+# ── digests ──────────────────────────────────────────────────────────────────────────────────────
+# Each kind of object but the chunk has a key of its own, so that no bytes of one kind can pass for
+# another. A chunk's digest is plain BLAKE3, which any tool can check.
+
+_NODE_KEY = b"vzarr.node".ljust(32, b"\0")
+_ENTRY_KEY = b"vzarr.entry".ljust(32, b"\0")
+_COMMIT_KEY = b"vzarr.commit".ljust(32, b"\0")
+_U64 = struct.Struct("<Q")
+
+
+def chunk_digest(data: bytes | memoryview) -> Digest:
+    """Hash the bytes of a chunk, document or file. O(n); releases the GIL above 2 KiB or so."""
+    return Digest(blake3(data).digest())
+
+
+def node_digest(data: bytes) -> Digest:
+    """Hash an encoded tree node."""
+    return Digest(blake3(data, key=_NODE_KEY).digest())
+
+
+def entry_digest(data: bytes) -> Digest:
+    """Hash the encoded entry of a snapshot's root."""
+    return Digest(blake3(data, key=_ENTRY_KEY).digest())
+
+
+def commit_digest(data: bytes) -> Digest:
+    """Hash an encoded commit record."""
+    return Digest(blake3(data, key=_COMMIT_KEY).digest())
+
+
+def key_hash(key: bytes) -> int:
+    """Hash a tree key to the 64 bits that decide where nodes end."""
+    return int(_U64.unpack(blake3(key).digest(8))[0])
+
+
+# ── times ────────────────────────────────────────────────────────────────────────────────────────
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_microseconds(time: datetime) -> int:
+    """Microseconds since 1970-01-01 UTC; a time without a zone is local time."""
+    return (time.astimezone(UTC) - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(time: int) -> datetime:
+    """The time, in UTC, that many microseconds after 1970-01-01 UTC."""
+    return _EPOCH + time * _MICROSECOND
+
+
+# ── records, the common part ─────────────────────────────────────────────────────────────────────
+
+_T = TypeVar("_T")
+
+
+def _pack(value: Any) -> bytes:
+    packed = msgpack.packb(value, use_bin_type=True)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def _unpack(data: bytes, what: str) -> Any:
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise CorruptError(f"the {what} is damaged: {error or type(error).__name__}") from error
+
+
+def _decode(data: bytes, what: str, build: Callable[[Any], _T], encode: Callable[[_T], bytes]) -> _T:
+    """Decode a record and prove that encoding it gives the same bytes again."""
+    fields = _unpack(data, what)
+    try:
+        record = build(fields)
+        again = encode(record)
+    except CorruptError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        AssertionError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        struct.error,
+    ) as error:
+        raise CorruptError(f"the {what} is damaged: {error or type(error).__name__}") from error
+    if again != data:
+        raise CorruptError(f"the {what} is damaged: it is not spelled canonically")
+    return record
+
+
+def _assert_digest(value: object) -> None:
+    assert isinstance(value, bytes), "a digest must be bytes"
+    assert len(value) == DIGEST_BYTES, "a digest has 32 bytes"
+
+
+def _assert_text(*values: object) -> None:
+    for value in values:
+        assert isinstance(value, str), "text expected"
+
+
+def _assert_natural(*values: object) -> None:
+    for value in values:
+        assert isinstance(value, int), "an integer expected"
+        assert not isinstance(value, bool), "an integer expected"
+        assert 0 <= value < 2**64, "an integer of 64 bits expected"
+
+
+# ── meta ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRecord:
+    """What the file is, and which readers can read it."""
+
+    version: int = FORMAT_VERSION
+    min_reader_version: int = FORMAT_VERSION
+
+
+def encode_format(record: FormatRecord) -> bytes:
+    """Encode the record at ``meta/format``."""
+    _assert_natural(record.version, record.min_reader_version)
+    return _pack([MAGIC, record.version, record.min_reader_version])
+
+
+def decode_format(data: bytes) -> FormatRecord:
+    """Decode the record at ``meta/format``; a newer version may have more fields after these."""
+    fields = _unpack(data, "format record")
+    match fields:
+        case [str(magic), int(version), int(min_reader_version), *_] if magic == MAGIC:
+            return FormatRecord(version, min_reader_version)
+    raise CorruptError("the format record is damaged: it does not begin with vzarr's magic")
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryRecord:
+    """Who the repository is: written once, at its creation."""
+
+    id: bytes
+    """A random UUID, 16 bytes."""
+    created: int
+    """Microseconds since 1970-01-01 UTC."""
+    digest_algorithm: str = DIGEST_ALGORITHM
+
+
+def encode_repository(record: RepositoryRecord) -> bytes:
+    """Encode the record at ``meta/repository``."""
+    assert len(record.id) == 16
+    _assert_natural(record.created)
+    return _pack([record.id, record.created, record.digest_algorithm])
+
+
+def decode_repository(data: bytes) -> RepositoryRecord:
+    """Decode the record at ``meta/repository``."""
+
+    def build(fields: Any) -> RepositoryRecord:
+        identity, created, algorithm = fields
+        _assert_text(algorithm)
+        return RepositoryRecord(identity, created, algorithm)
+
+    return _decode(data, "repository record", build, encode_repository)
+
+
+# ── commits, tags, reflog, sessions ──────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """One commit, as it is stored."""
+
+    parents: tuple[Digest, ...]
+    root: Digest
+    author: str
+    time: int
+    """Microseconds since 1970-01-01 UTC; negative before."""
+    message: str
+    metadata: Mapping[str, Any]
+
+
+def encode_commit(record: CommitRecord) -> bytes:
+    """Encode a commit; its digest is the commit's id."""
+    for digest in (*record.parents, record.root):
+        _assert_digest(digest)
+    _assert_text(record.author, record.message)
+    assert isinstance(record.time, int)
+    assert isinstance(record.metadata, Mapping)
+    return _pack(
+        [
+            list(record.parents),
+            record.root,
+            record.author,
+            record.time,
+            record.message,
+            dict(record.metadata),
+        ]
+    )
+
+
+def decode_commit(data: bytes) -> CommitRecord:
+    """Decode a commit."""
+
+    def build(fields: Any) -> CommitRecord:
+        parents, root, author, time, message, metadata = fields
+        return CommitRecord(tuple(parents), root, author, time, message, metadata)
+
+    return _decode(data, "commit record", build, encode_commit)
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """A name for a commit that never moves."""
+
+    commit: Digest
+    message: str
+    author: str
+    time: int
+
+
+def encode_tag(record: TagRecord) -> bytes:
+    """Encode a tag."""
+    _assert_digest(record.commit)
+    _assert_text(record.message, record.author)
+    assert isinstance(record.time, int)
+    return _pack([record.commit, record.message, record.author, record.time])
+
+
+def decode_tag(data: bytes) -> TagRecord:
+    """Decode a tag."""
+    return _decode(data, "tag record", lambda fields: TagRecord(*fields), encode_tag)
+
+
+@dataclass(frozen=True, slots=True)
+class ReflogRecord:
+    """One move of a branch: from where to where, by whom, when, by what."""
+
+    old: Digest | None
+    """None where the branch was created."""
+    new: Digest | None
+    """None where the branch was deleted."""
+    author: str
+    time: int
+    operation: str
+
+
+def encode_reflog(record: ReflogRecord) -> bytes:
+    """Encode a reflog record."""
+    for digest in (record.old, record.new):
+        if digest is not None:
+            _assert_digest(digest)
+    _assert_text(record.author, record.operation)
+    assert isinstance(record.time, int)
+    return _pack([record.old, record.new, record.author, record.time, record.operation])
+
+
+def decode_reflog(data: bytes) -> ReflogRecord:
+    """Decode a reflog record."""
+    return _decode(data, "reflog record", lambda fields: ReflogRecord(*fields), encode_reflog)
+
+
+def reflog_key(branch: str, sequence: int) -> bytes:
+    """Order a branch's reflog: its name, a zero byte, and a big-endian counter of 64 bits."""
+    return reflog_prefix(branch) + sequence.to_bytes(8, "big")
+
+
+def reflog_prefix(branch: str) -> bytes:
+    """The common prefix of the keys of a branch's reflog; no branch name holds a zero byte."""
+    return branch.encode() + b"\0"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """A writing session that staged chunks before its commit: whose it is and what it began from."""
+
+    pid: int
+    process_started: int
+    """Clock ticks since boot, so that a reused pid is told from its former owner; 0 if unknown."""
+    host: str
+    branch: str
+    base: Digest
+    created: int
+    """Microseconds since 1970-01-01 UTC."""
+    staged: Digest | None
+    """The root of a snapshot whose nodes the session wrote ahead of its commit, if it did."""
+
+
+def encode_lease(record: LeaseRecord) -> bytes:
+    """Encode a session's lease."""
+    _assert_natural(record.pid, record.process_started, record.created)
+    _assert_text(record.host, record.branch)
+    _assert_digest(record.base)
+    if record.staged is not None:
+        _assert_digest(record.staged)
+    return _pack(
+        [
+            record.pid,
+            record.process_started,
+            record.host,
+            record.branch,
+            record.base,
+            record.created,
+            record.staged,
+        ]
+    )
+
+
+def decode_lease(data: bytes) -> LeaseRecord:
+    """Decode a session's lease."""
+    return _decode(data, "session record", lambda fields: LeaseRecord(*fields), encode_lease)
+
+
+def session_key(session_id: bytes, batch: int) -> bytes:
+    """Order a session's records: 0 is its lease, 1 and up list the digests of a staged batch."""
+    assert len(session_id) == 16
+    return session_id + batch.to_bytes(4, "big")
+
+
+# ── references from entries and indexes ──────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A reference to stored bytes: their digest and their length in bytes."""
+
+    digest: Digest
+    length: int
+
+
+BLOB_BYTES = DIGEST_BYTES + 4
+_U32 = struct.Struct("<I")
+
+
+def encode_blob(blob: Blob) -> bytes:
+    """Encode a reference: 32 bytes of digest, 4 bytes of length, little-endian."""
+    return blob.digest + _U32.pack(blob.length)
+
+
+def decode_blob(data: bytes) -> Blob:
+    """Decode a reference."""
+    if len(data) != BLOB_BYTES:
+        raise CorruptError(f"a chunk reference is damaged: {len(data)} bytes instead of 36")
+    return Blob(Digest(data[:DIGEST_BYTES]), int(_U32.unpack_from(data, DIGEST_BYTES)[0]))
+
+
+def blob_measure(data: bytes) -> tuple[int, int]:
+    """Count and size in bytes of what an encoded reference stands for."""
+    return 1, int(_U32.unpack_from(data, DIGEST_BYTES)[0])
+
+
+# ── chunk keys ───────────────────────────────────────────────────────────────────────────────────
+
+_COORDINATE_LIMIT = 2**32
+# "0" or digits without a leading zero, ASCII only.
+_NUMBER = r"(?:0|[1-9][0-9]{0,9})"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an array spells the keys of its chunks: prefix, separator, number of dimensions."""
+
+    encoding: int
+    """0: ``c/0/1`` · 1: ``c.0.1`` · 2: ``0.1`` · 3: ``0/1``"""
+    ndim: int
+
+    @property
+    def separator(self) -> str:
+        """The character between coordinates."""
+        return "/" if self.encoding in (0, 3) else "."
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether keys begin with ``c``."""
+        return self.encoding < 2
+
+    def parse(self, tail: str) -> bytes | None:
+        """Turn the tail of a chunk's key into its index key, or None where it is no chunk's.
+
+        The index key is the coordinates as big-endian integers of 32 bits, in order: sorted, that
+        is row-major order. Coordinates of 2^32 and above are not chunks of the index.
+        """
+        if _layout_pattern(self).fullmatch(tail) is None:
+            return None
+        if self.ndim == 0:
+            return b""
+        numbers = tail.split(self.separator)
+        coordinates = [int(number) for number in (numbers[1:] if self.prefixed else numbers)]
+        if max(coordinates) >= _COORDINATE_LIMIT:
+            return None
+        return encode_coordinates(coordinates)
+
+    def spell(self, index_key: bytes) -> str:
+        """Turn an index key back into the tail of a chunk's key."""
+        numbers = [str(number) for number in decode_coordinates(index_key)]
+        if self.prefixed:
+            return self.separator.join(["c", *numbers])
+        return self.separator.join(numbers) or "0"
+
+
+_patterns: dict[Layout, re.Pattern[str]] = {}
+
+
+def _layout_pattern(layout: Layout) -> re.Pattern[str]:
+    pattern = _patterns.get(layout)
+    if pattern is None:
+        separator = re.escape(layout.separator)
+        if layout.ndim == 0:
+            text = "c" if layout.prefixed else "0"
+        else:
+            numbers = separator.join([_NUMBER] * layout.ndim)
+            text = f"c{separator}{numbers}" if layout.prefixed else numbers
+        pattern = _patterns[layout] = re.compile(text)
+    return pattern
+
+
+def encode_coordinates(coordinates: list[int] | tuple[int, ...]) -> bytes:
+    """Encode chunk coordinates as an index key."""
+    return struct.pack(f">{len(coordinates)}I", *coordinates)
+
+
+def decode_coordinates(index_key: bytes) -> tuple[int, ...]:
+    """Decode an index key to chunk coordinates."""
+    if len(index_key) % 4:
+        raise CorruptError("a chunk index is damaged: a key is no row of 32-bit coordinates")
+    return struct.unpack(f">{len(index_key) // 4}I", index_key)
+
+
+# ── entries of a directory ───────────────────────────────────────────────────────────────────────
+
+DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+"""The keys of a node that are its documents, by their code on disk."""
+_DOCUMENT_CODE = {name: code for code, name in enumerate(DOCUMENTS)}
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRef:
+    """A tree: the digest of its root node, and how many keys and bytes lie below it."""
+
+    digest: bytes
+    count: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a directory: all that lies at, or below, one path.
+
+    A name may be several things at once, because to zarr a store is a flat map: a file ``a`` may
+    lie beside a group ``a``.
+    """
+
+    documents: Mapping[str, Blob]
+    """Its metadata documents by name, kept byte for byte."""
+    layout: Layout | None = None
+    """How its chunks' keys are spelled, if it is an array; follows from the documents alone."""
+    index: TreeRef | None = None
+    """Its chunks."""
+    directory: TreeRef | None = None
+    """Its members, and all other keys below it."""
+    file: Blob | None = None
+    """The value of the key that is just this path."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing lies here; such an entry is never stored in a directory."""
+        return not self.documents and not self.index and not self.directory and not self.file
+
+    @property
+    def count(self) -> int:
+        """How many keys lie here and below."""
+        below = (self.index.count if self.index else 0) + (
+            self.directory.count if self.directory else 0
+        )
+        return below + len(self.documents) + (self.file is not None)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the values of those keys have."""
+        below = (self.index.nbytes if self.index else 0) + (
+            self.directory.nbytes if self.directory else 0
+        )
+        own = sum(blob.length for blob in self.documents.values())
+        return below + own + (self.file.length if self.file else 0)
+
+
+EMPTY_ENTRY = Entry({})
+
+
+def _pack_tree(tree: TreeRef | None) -> list[Any] | None:
+    if tree is None:
+        return None
+    _assert_digest(tree.digest)
+    _assert_natural(tree.count, tree.nbytes)
+    return [tree.digest, tree.count, tree.nbytes]
+
+
+def _unpack_tree(fields: Any) -> TreeRef | None:
+    if fields is None:
+        return None
+    digest, count, nbytes = fields
+    return TreeRef(digest, count, nbytes)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Encode an entry: documents in the order of their codes, layout, index, directory, file."""
+    documents: list[Any] = []
+    for name in sorted(entry.documents, key=_DOCUMENT_CODE.__getitem__):
+        documents += [_DOCUMENT_CODE[name], encode_blob(entry.documents[name])]
+    layout = entry.layout
+    if layout is not None:
+        _assert_natural(layout.encoding, layout.ndim)
+        assert layout.encoding <= 3
+    assert entry.index is None or layout is not None, "an index without a layout"
+    return _pack(
+        [
+            documents,
+            None if layout is None else [layout.encoding, layout.ndim],
+            _pack_tree(entry.index),
+            _pack_tree(entry.directory),
+            None if entry.file is None else encode_blob(entry.file),
+        ]
+    )
+
+
+def decode_entry(data: bytes) -> Entry:
+    """Decode an entry."""
+
+    def build(fields: Any) -> Entry:
+        documents, layout, index, directory, file = fields
+        codes, blobs = documents[::2], documents[1::2]
+        return Entry(
+            {
+                DOCUMENTS[code]: decode_blob(blob)
+                for code, blob in zip(codes, blobs, strict=True)
+                if code >= 0
+            },
+            None if layout is None else Layout(*layout),
+            _unpack_tree(index),
+            _unpack_tree(directory),
+            None if file is None else decode_blob(file),
+        )
+
+    return _decode(data, "directory entry", build, encode_entry)
+
+
+def entry_measure(data: bytes) -> tuple[int, int]:
+    """Count and size in bytes of the keys at and below an encoded entry."""
+    entry = decode_entry(data)
+    return entry.count, entry.nbytes

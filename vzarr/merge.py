@@ -1,0 +1,200 @@
+"""Three-way merge of snapshots: what both sides did since their base, or where they cannot agree.
+
+The merge walks three trees at once and skips every subtree that one side left alone, so that it
+costs what was changed and not what is there. The same thing changed on both sides to different
+bytes is a conflict, as is a change to what the other side deleted, or chunks written on one side
+into an array whose dtype, codecs or chunking the other side changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, final
+
+from vzarr.format import (
+    EMPTY_ENTRY,
+    Blob,
+    Entry,
+    TreeRef,
+    blob_measure,
+    decode_blob,
+    decode_coordinates,
+    decode_entry,
+    encode_entry,
+    entry_measure,
+)
+from vzarr.btree import Tree
+from vzarr.hierarchy import join
+from vzarr.metadata import NodeMetadata, Region, layout_of, node_metadata
+from vzarr.objects import Store
+
+Strategy = Literal["fail", "ours", "theirs"]
+STRATEGIES = ("fail", "ours", "theirs")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """One thing that both sides changed since their base."""
+
+    path: str
+    """The array or group; the key for a plain file."""
+    kind: Literal["chunk", "document", "file", "node"]
+    """``node``: deleted on one side and changed on the other, or an array that was made anew."""
+    document: str | None = None
+    """Which document: ``zarr.json``, ``.zattrs`` …"""
+    coordinates: tuple[int, ...] | None = None
+    """Which chunk."""
+    region: Region | None = None
+    """The part of the array which that chunk covers."""
+    _blobs: tuple[Blob | None, Blob | None, Blob | None] = field(default=(None, None, None), repr=False)
+    _read: Callable[[Blob], bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def base(self) -> bytes | None:
+        """The encoded bytes before both changes; None if there were none. Read when asked for."""
+        return self._side(0)
+
+    @property
+    def ours(self) -> bytes | None:
+        """The encoded bytes of this session or branch; None if deleted. Read when asked for."""
+        return self._side(1)
+
+    @property
+    def theirs(self) -> bytes | None:
+        """The encoded bytes of the other side; None if deleted. Read when asked for."""
+        return self._side(2)
+
+    def _side(self, number: int) -> bytes | None:
+        blob = self._blobs[number]
+        return None if blob is None or self._read is None else self._read(blob)
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "chunk":
+                where = f" {format_region(self.region)}" if self.region is not None else ""
+                return f"{self.path or '/'}: chunk {self.coordinates}{where} changed on both sides"
+            case "document":
+                return f"{self.path or '/'}: {self.document} changed on both sides"
+            case "file":
+                return f"{self.path}: changed on both sides"
+        return f"{self.path or '/'}: deleted or made anew on one side, changed on the other"
+
+
+def format_region(region: Region) -> str:
+    """Spell a region as numpy would: ``[0:90, 10:20]``."""
+    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in region) + "]"
+
+
+def merge(
+    store: Store, base: Entry, ours: Entry, theirs: Entry, strategy: Strategy = "fail"
+) -> tuple[Entry, list[Conflict]]:
+    """Merge two snapshots' roots that both come from ``base``.
+
+    Gives the merged root and the conflicts that ``strategy`` left open; for "ours" and "theirs"
+    there are none. O(changes · depth).
+    """
+    merging = _Merge(store, strategy)
+    return merging.entry("", base, ours, theirs), merging.conflicts
+
+
+@final
+class _Merge:
+    def __init__(self, store: Store, strategy: Strategy) -> None:
+        self.conflicts: list[Conflict] = []
+        self._store = store
+        self._strategy = strategy
+        self._indexes = Tree(store, blob_measure)
+        self._directories = Tree(store, entry_measure)
+
+    def entry(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Entry:
+        """Merge all that lies at and below one path."""
+        if ours == theirs or theirs == base:
+            return ours
+        if ours == base:
+            return theirs
+        nodes = [node_metadata(side.documents, self._store.read) for side in (base, ours, theirs)]
+        if _incompatible(*nodes):
+            self._conflict(Conflict(path, "node"))
+            return theirs if self._strategy == "theirs" else ours
+        documents = self._documents(path, base, ours, theirs)
+        merged = replace(
+            ours,
+            documents=documents,
+            layout=layout_of(documents, self._store.read),
+            file=self._blob(base.file, ours.file, theirs.file, Conflict(path, "file")),
+        )
+        return replace(
+            merged,
+            index=self._index(path, nodes[1], base, ours, theirs),
+            directory=self._directory(path, base, ours, theirs),
+        )
+
+    def _documents(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Mapping[str, Blob]:
+        merged = {}
+        for name in {**base.documents, **ours.documents, **theirs.documents}:
+            blob = self._blob(
+                base.documents.get(name),
+                ours.documents.get(name),
+                theirs.documents.get(name),
+                Conflict(path, "document", document=name),
+            )
+            if blob is not None:
+                merged[name] = blob
+        return merged
+
+    def _blob(
+        self, base: Blob | None, ours: Blob | None, theirs: Blob | None, conflict: Conflict
+    ) -> Blob | None:
+        if ours == theirs or theirs == base:
+            return ours
+        if ours == base:
+            return theirs
+        self._conflict(replace(conflict, _blobs=(base, ours, theirs), _read=self._store.read))
+        return theirs if self._strategy == "theirs" else ours
+
+    def _index(
+        self, path: str, node: NodeMetadata | None, base: Entry, ours: Entry, theirs: Entry
+    ) -> TreeRef | None:
+        array = node.array if node is not None else None
+
+        def resolve(
+            key: bytes, old: bytes | None, our: bytes | None, their: bytes | None
+        ) -> bytes | None:
+            blobs = tuple(None if value is None else decode_blob(value) for value in (old, our, their))
+            coordinates = decode_coordinates(key)
+            region = array.region(coordinates) if array is not None else None
+            conflict = Conflict(path, "chunk", coordinates=coordinates, region=region)
+            self._blob(*blobs, conflict)
+            return their if self._strategy == "theirs" else our
+
+        return self._indexes.merge(base.index, ours.index, theirs.index, resolve)
+
+    def _directory(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> TreeRef | None:
+        def resolve(
+            name: bytes, old: bytes | None, our: bytes | None, their: bytes | None
+        ) -> bytes | None:
+            sides = [EMPTY_ENTRY if side is None else decode_entry(side) for side in (old, our, their)]
+            merged = self.entry(join(path, name.decode()), *sides)
+            return None if merged.is_empty else encode_entry(merged)
+
+        return self._directories.merge(base.directory, ours.directory, theirs.directory, resolve)
+
+    def _conflict(self, conflict: Conflict) -> None:
+        if self._strategy == "fail":
+            self.conflicts.append(conflict)
+
+
+def _incompatible(
+    base: NodeMetadata | None, ours: NodeMetadata | None, theirs: NodeMetadata | None
+) -> bool:
+    """Whether both sides' changes to one node, each to something else, cannot be put together."""
+    if ours is None or theirs is None:
+        # Deleted on one side: the other has changed it, or it would be equal to the base.
+        return base is not None and (ours is not None or theirs is not None)
+    if ours.kind != theirs.kind:
+        return True
+    if ours.array is None or theirs.array is None:
+        return False
+    return ours.array.encoding != theirs.array.encoding

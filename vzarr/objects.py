@@ -1,0 +1,258 @@
+"""Immutable objects by digest: chunks, tree nodes and root entries, verified when they are read.
+
+``Objects`` reads what a repository holds. ``Overlay`` adds what a session made and has not written
+yet, so that the trees and the hierarchy above need not know the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, Literal, Protocol, TypeVar, final
+
+from vzarr.btree import Node, decode_node
+from vzarr.environment import Environment, Txn
+from vzarr.errors import CorruptError
+from vzarr.format import (
+    Blob,
+    Digest,
+    Entry,
+    chunk_digest,
+    decode_entry,
+    encode_entry,
+    entry_digest,
+    node_digest,
+)
+
+Verify = Literal["always", "first", "never"]
+"""When the digest of a chunk is checked: at every read, at the first in this process, or not."""
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+_CACHE_BYTES = 32 << 20
+# A node of 1 KiB becomes lists of small bytes objects: about three times its size.
+_DECODED_FACTOR = 3
+
+
+@final
+class Cache(Generic[_K, _V]):
+    """A bounded cache in two generations: what is not used while one fills is dropped.
+
+    Under the GIL it needs no lock: a race costs at most a second decoding.
+    """
+
+    __slots__ = ("_budget", "_old", "_used", "_young")
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._used = 0
+        self._young: dict[_K, _V] = {}
+        self._old: dict[_K, _V] = {}
+
+    def get(self, key: _K) -> _V | None:
+        """Look up a value. O(1)."""
+        value = self._young.get(key)
+        if value is None:
+            value = self._old.get(key)
+            if value is not None:
+                self._young[key] = value
+        return value
+
+    def put(self, key: _K, value: _V, weight: int) -> None:
+        """Keep a value of that weight. O(1), amortised."""
+        self._used += weight
+        if self._used > self._budget:
+            self._old, self._young, self._used = self._young, {}, weight
+        self._young[key] = value
+
+
+# Objects never change, so that every session of every repository in the process shares these.
+_nodes: Cache[bytes, Node] = Cache(_CACHE_BYTES)
+_entries: Cache[tuple[bytes, str], Entry] = Cache(1 << 14)
+
+
+class Store(Protocol):
+    """What trees and hierarchies need of the objects below them."""
+
+    def load(self, digest: bytes) -> Node:
+        """Give a tree node."""
+        ...
+
+    def save(self, node_bytes: bytes) -> bytes:
+        """Keep an encoded tree node and give its digest."""
+        ...
+
+    def read(self, blob: Blob) -> bytes:
+        """Give the bytes of a chunk, document or file."""
+        ...
+
+
+@final
+class Objects:
+    """The objects of one repository, as they are on disk."""
+
+    __slots__ = ("_verified", "environment", "verify")
+
+    def __init__(self, environment: Environment, verify: Verify) -> None:
+        self.environment = environment
+        self.verify = verify
+        self._verified: set[bytes] = set()
+
+    def load(self, digest: bytes) -> Node:
+        """Give a tree node, decoded; shared, not to be changed.
+
+        Raises ``CorruptError`` if it is missing or damaged. O(1), a hash of the node when cold.
+        """
+        node = _nodes.get(digest)
+        if node is None:
+            with self.environment.read() as txn:
+                data = txn.get("nodes", digest)
+            if data is None:
+                raise CorruptError(
+                    f"index node {digest.hex()[:12]} is missing from {self.environment.path}",
+                    path=self.environment.path,
+                )
+            if node_digest(data) != digest:
+                raise CorruptError(
+                    f"index node {digest.hex()[:12]} of {self.environment.path} is damaged: "
+                    "its bytes do not match its digest",
+                    path=self.environment.path,
+                )
+            node = decode_node(data)
+            _nodes.put(digest, node, len(data) * _DECODED_FACTOR)
+        return node
+
+    def save(self, node_bytes: bytes) -> bytes:
+        """Refuse: the objects on disk are written by commits alone."""
+        raise AssertionError("nodes are saved through an overlay")
+
+    def load_root(self, digest: Digest) -> Entry:
+        """Give the root entry of a snapshot. Raises ``CorruptError``."""
+        with self.environment.read() as txn:
+            data = txn.get("nodes", digest)
+        if data is None or entry_digest(data) != digest:
+            raise CorruptError(
+                f"the root {digest.hex()[:12]} of a snapshot of {self.environment.path} is "
+                + ("missing" if data is None else "damaged"),
+                path=self.environment.path,
+            )
+        return decode_entry(data)
+
+    def read(self, blob: Blob) -> bytes:
+        """Give the bytes of a chunk, document or file.
+
+        Raises ``CorruptError`` if they are missing or damaged. One copy, and one hash where
+        ``verify`` asks for it.
+        """
+        with self.environment.read() as txn:
+            data = txn.get("chunks", blob.digest)
+        self._check(blob, data)
+        assert data is not None
+        return data
+
+    def _check(self, blob: Blob, data: bytes | None) -> None:
+        if data is None:
+            problem = "missing"
+        elif len(data) != blob.length:
+            problem = f"damaged: it has {len(data)} bytes instead of {blob.length}"
+        elif self._must_verify(blob.digest) and chunk_digest(data) != blob.digest:
+            problem = "damaged: its bytes do not match its digest"
+        else:
+            return
+        raise CorruptError(
+            f"chunk {blob.digest.hex()[:12]} of {self.environment.path} is {problem}",
+            path=self.environment.path,
+        )
+
+    def _must_verify(self, digest: Digest) -> bool:
+        if self.verify != "first":
+            return self.verify == "always"
+        if digest in self._verified:
+            return False
+        self._verified.add(digest)
+        return True
+
+
+@final
+class Overlay:
+    """Objects of a repository, and over them the nodes that a session made and not yet wrote."""
+
+    __slots__ = ("_base", "_blobs", "_decoded", "_encoded")
+
+    def __init__(self, base: Objects, blobs: BlobSource | None = None) -> None:
+        self._base = base
+        self._blobs = blobs
+        self._encoded: dict[bytes, bytes] = {}
+        self._decoded: dict[bytes, Node] = {}
+
+    def load(self, digest: bytes) -> Node:
+        """Give a tree node, of the session or of the repository."""
+        node = self._decoded.get(digest)
+        if node is None:
+            data = self._encoded.get(digest)
+            if data is None:
+                return self._base.load(digest)
+            node = self._decoded[digest] = decode_node(data)
+        return node
+
+    def save(self, node_bytes: bytes) -> bytes:
+        """Keep an encoded node in memory until the commit. O(n) for its hash."""
+        digest = node_digest(node_bytes)
+        self._encoded.setdefault(digest, node_bytes)
+        return digest
+
+    def read(self, blob: Blob) -> bytes:
+        """Give the bytes of a chunk, document or file, staged or on disk."""
+        data = self._blobs.staged(blob.digest) if self._blobs is not None else None
+        return self._base.read(blob) if data is None else bytes(data)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of nodes wait to be written. O(number of nodes)."""
+        return sum(map(len, self._encoded.values()))
+
+    def fresh(self, digest: bytes) -> bytes | None:
+        """The encoded node if the repository may not have it, else None."""
+        return self._encoded.get(digest)
+
+    def forget(self) -> None:
+        """Drop all nodes: they are written, or not wanted."""
+        self._encoded.clear()
+        self._decoded.clear()
+
+
+class BlobSource(Protocol):
+    """Where staged bytes are, before LMDB has them."""
+
+    def staged(self, digest: bytes) -> bytes | memoryview | None:
+        """The bytes of that digest, if they are staged in memory."""
+        ...
+
+
+def cached_entry(directory: bytes, name: str) -> Entry | None:
+    """Look up a decoded directory entry by the digest of its directory's root and its name."""
+    return _entries.get((directory, name))
+
+
+def cache_entry(directory: bytes, name: str, entry: Entry) -> None:
+    """Keep a decoded directory entry: what lies under a digest never changes."""
+    _entries.put((directory, name), entry, 1)
+
+
+def put_root(txn: Txn, root: Entry) -> Digest:
+    """Write the root entry of a snapshot and give its digest. O(log n)."""
+    data = encode_entry(root)
+    digest = entry_digest(data)
+    txn.put("nodes", digest, data, overwrite=False)
+    return digest
+
+
+def root_digest(root: Entry) -> Digest:
+    """The digest of a snapshot's root: equal data, equal digest, in any file."""
+    return entry_digest(encode_entry(root))
+
+
+def iterate_entries(items: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[str, Entry]]:
+    """Decode the (name, entry) pairs of a directory."""
+    for name, data in items:
+        yield name.decode(), decode_entry(data)

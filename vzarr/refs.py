@@ -1,0 +1,224 @@
+"""Branches, tags and the reflog: names for commits.
+
+A branch moves by compare-and-set in a write txn and every move is noted in its reflog; a tag never
+moves. Names follow git's rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import final
+
+from vzarr.environment import Txn
+from vzarr.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidInputError,
+    RefNotFoundError,
+)
+from vzarr.format import (
+    Digest,
+    ReflogRecord,
+    TagRecord,
+    decode_reflog,
+    decode_tag,
+    encode_reflog,
+    encode_tag,
+    from_microseconds,
+    reflog_key,
+    reflog_prefix,
+)
+
+# LMDB's keys have at most 511 bytes, and a reflog key is the name with 9 bytes more.
+_MAX_NAME_BYTES = 400
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A tag: the commit it names, and who tagged it when and why."""
+
+    name: str
+    commit: str
+    message: str
+    author: str
+    time: datetime
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ReflogEntry:
+    """One move of a branch; ``old`` is None at its creation, ``new`` at its deletion."""
+
+    branch: str
+    old: str | None
+    new: str | None
+    author: str
+    time: datetime
+    operation: str
+
+    def __str__(self) -> str:
+        new = self.new[:12] if self.new else "(deleted)   "
+        return f"{new}  {self.time:%Y-%m-%d %H:%M:%S}  {self.author}  {self.operation}"
+
+
+def check_name(name: object, what: str = "branch") -> str:
+    """Give a branch or tag name back if git would take it; else raise ``InvalidInputError``."""
+    if not isinstance(name, str):
+        raise InvalidInputError(f"a {what} name must be a string, not {name!r}")
+    problem = _problem(name)
+    if problem:
+        raise InvalidInputError(f"{name!r} is no {what} name: {problem}")
+    return name
+
+
+def _problem(name: str) -> str:
+    if not name:
+        return "it is empty"
+    try:
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            return f"it is longer than {_MAX_NAME_BYTES} bytes"
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    found = _FORBIDDEN.search(name)
+    if found:
+        return f"it contains {found.group()!r}"
+    if name in ("@", "HEAD"):
+        return "the name is reserved"
+    if name[0] in "-/" or name[-1] in "./":
+        return "it begins with - or /, or ends with . or /"
+    if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
+        return "a part of it begins with . or ends with .lock"
+    return ""
+
+
+# ── branches ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def head(txn: Txn, branch: str) -> Digest:
+    """Give the head of a branch. Raises ``RefNotFoundError``. O(log n)."""
+    commit = find_head(txn, branch)
+    if commit is None:
+        raise RefNotFoundError(
+            f"there is no branch {branch!r}; create it with repo.branches.create({branch!r})",
+            name=branch,
+        )
+    return commit
+
+
+def find_head(txn: Txn, branch: str) -> Digest | None:
+    """Give the head of a branch, or None if there is no such branch. O(log n)."""
+    name = branch.encode(errors="replace")
+    if not name or len(name) > _MAX_NAME_BYTES:
+        return None
+    commit = txn.get("branches", name)
+    return None if commit is None else Digest(commit)
+
+
+def branches(txn: Txn) -> Iterator[tuple[str, Digest]]:
+    """List the branches and their heads by name."""
+    for name, commit in txn.scan("branches"):
+        yield bytes(name).decode(), Digest(bytes(commit))
+
+
+def create_branch(txn: Txn, branch: str, to: Digest, author: str, time: int, why: str) -> None:
+    """Make a branch. Raises ``AlreadyExistsError``. O(log n)."""
+    if find_head(txn, branch) is not None:
+        raise AlreadyExistsError(
+            f"branch {branch!r} exists; move it with repo.branches.reset({branch!r}, ...)",
+            name=branch,
+        )
+    txn.put("branches", branch.encode(), to)
+    _note(txn, branch, ReflogRecord(None, to, author, time, why))
+
+
+def move_branch(
+    txn: Txn, branch: str, expected: Digest, to: Digest, author: str, time: int, why: str
+) -> None:
+    """Move a branch from the expected head to another commit: a compare-and-set. O(log n).
+
+    Raises ``ConflictError`` if the head is another by now, and ``RefNotFoundError``.
+    """
+    found = head(txn, branch)
+    if found != expected:
+        raise ConflictError(
+            f"branch {branch!r} is at {found.hex()[:12]}, not at {expected.hex()[:12]} any more: "
+            "another writer moved it; look at it again and retry"
+        )
+    txn.put("branches", branch.encode(), to)
+    _note(txn, branch, ReflogRecord(expected, to, author, time, why))
+
+
+def delete_branch(txn: Txn, branch: str, author: str, time: int, why: str) -> Digest:
+    """Delete a branch and give its last head; its reflog stays. O(log n)."""
+    last = head(txn, branch)
+    txn.delete("branches", branch.encode())
+    _note(txn, branch, ReflogRecord(last, None, author, time, why))
+    return last
+
+
+def _note(txn: Txn, branch: str, record: ReflogRecord) -> None:
+    sequence = 0
+    for key, _ in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=True):
+        sequence = int.from_bytes(key[-8:], "big") + 1
+        break
+    txn.put("reflog", reflog_key(branch, sequence), encode_reflog(record))
+
+
+def reflog(txn: Txn, branch: str) -> Iterator[ReflogEntry]:
+    """List the moves of a branch, the newest first."""
+    for _, data in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=True):
+        record = decode_reflog(bytes(data))
+        yield ReflogEntry(
+            branch,
+            record.old.hex() if record.old else None,
+            record.new.hex() if record.new else None,
+            record.author,
+            from_microseconds(record.time),
+            record.operation,
+        )
+
+
+# ── tags ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_tag(txn: Txn, name: str) -> TagRecord | None:
+    """Give a tag, or None. O(log n)."""
+    key = name.encode(errors="replace")
+    if not key or len(key) > _MAX_NAME_BYTES:
+        return None
+    data = txn.get("tags", key)
+    return None if data is None else decode_tag(data)
+
+
+def tags(txn: Txn) -> Iterator[Tag]:
+    """List the tags by name."""
+    for name, data in txn.scan("tags"):
+        record = decode_tag(bytes(data))
+        yield Tag(
+            bytes(name).decode(),
+            record.commit.hex(),
+            record.message,
+            record.author,
+            from_microseconds(record.time),
+        )
+
+
+def create_tag(txn: Txn, name: str, record: TagRecord) -> None:
+    """Make a tag. Raises ``AlreadyExistsError``. O(log n)."""
+    if not txn.put("tags", name.encode(), encode_tag(record), overwrite=False):
+        raise AlreadyExistsError(
+            f"tag {name!r} exists, and tags never move; delete it first or take another name",
+            name=name,
+        )
+
+
+def delete_tag(txn: Txn, name: str) -> None:
+    """Delete a tag. Raises ``RefNotFoundError``. O(log n)."""
+    if find_tag(txn, name) is None:
+        raise RefNotFoundError(f"there is no tag {name!r}", name=name)
+    txn.delete("tags", name.encode())

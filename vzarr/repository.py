@@ -1,0 +1,708 @@
+"""``Repository``: one file with the history of a tree of Zarr groups and arrays."""
+
+from __future__ import annotations
+
+import os
+
+import secrets
+import time
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args
+
+from vzarr import history, refs
+from vzarr.author import default_author
+from vzarr.branches import Branches, Tags
+from vzarr.diff import Diff, Side, diff
+from vzarr.environment import Environment, Txn
+from vzarr.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    FormatVersionError,
+    InvalidInputError,
+    NotARepositoryError,
+    NotFoundError,
+    ReadOnlyError,
+    SessionStateError,
+)
+from vzarr.format import (
+    EMPTY_ENTRY,
+    FORMAT_VERSION,
+    CommitRecord,
+    Digest,
+    FormatRecord,
+    RepositoryRecord,
+    decode_format,
+    decode_repository,
+    encode_format,
+    encode_repository,
+    from_microseconds,
+)
+from vzarr.hierarchy import Hierarchy
+from vzarr.history import Commit
+from vzarr.lmdbfile import probe
+from vzarr.merge import Strategy
+from vzarr.objects import Objects, Overlay, Verify, put_root
+from vzarr.refs import ReflogEntry
+from vzarr.revisions import Revision, resolve
+from vzarr.session import Durability, Session, Settings, Status, now
+from vzarr.tree import Tree, draw
+
+if TYPE_CHECKING:
+    import zarr
+
+    from vzarr.store import Autocommit, VzarrStore
+
+Mode = Literal["r", "r+", "a", "w", "w-"]
+DEFAULT_BRANCH = "main"
+_T = TypeVar("_T")
+
+# Waiting before another attempt: a random time up to a limit that doubles, in seconds.
+_FIRST_BACKOFF = 0.002
+_LONGEST_BACKOFF = 0.25
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What ``repo.info()`` tells; prints as a table."""
+
+    path: str
+    id: str
+    format_version: int
+    created: datetime
+    file_bytes: int
+    """Size of the file, in bytes."""
+    chunks: int
+    """Distinct chunks, documents and files stored, over all history."""
+    commits: int
+    branches: int
+    tags: int
+    branch: str | None
+    """The branch of the current session, if there is one."""
+
+    def __str__(self) -> str:
+        rows = {
+            "path": self.path,
+            "id": self.id,
+            "format version": self.format_version,
+            "created": f"{self.created:%Y-%m-%d %H:%M:%S} UTC",
+            "file size": f"{self.file_bytes:,} bytes",
+            "distinct chunks": f"{self.chunks:,}",
+            "commits": f"{self.commits:,}",
+            "branches": self.branches,
+            "tags": self.tags,
+        }
+        return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+
+    __repr__ = __str__
+
+
+class Log(tuple[Commit, ...]):
+    """Commits, newest first; prints one a line."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "(no commits)"
+
+    __repr__ = __str__
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open(  # noqa: A001 - the verb of zarr.open and builtins alike
+    path: str | os.PathLike[str],
+    mode: Mode = "a",
+    *,
+    author: str | None = None,
+    timeout: float = 30.0,
+    durability: Durability = "full",
+    verify: Verify = "always",
+    unsafe_network_filesystem: bool = False,
+) -> Repository:
+    """Open a repository, one file, with zarr's mode letters.
+
+    Parameters
+    ----------
+    path
+        The file, by custom ``*.vzarr``. While it is open, LMDB keeps ``<path>-lock`` beside it.
+    mode
+        "r" only reads; "r+" must exist; "a" is created if absent; "w" replaces an existing
+        repository; "w-" must not exist.
+    author
+        "Name <mail>" for commits; default ``VZARR_AUTHOR``, git's configuration, or user@host.
+    timeout
+        Seconds that a write waits for other writers before it raises ``BusyError``.
+    durability
+        "full": a commit is on disk (fsync) when it returns. "normal": a crash of the machine may
+        lose the last commits, never more; a crash of the process loses nothing.
+    verify
+        When digests of chunks are checked on reading: "always", "first" (once in this process) or
+        "never". Tree nodes and commits are always checked.
+    unsafe_network_filesystem
+        Open a file on a network file system all the same, at your own risk.
+
+    Raises
+    ------
+    NotFoundError
+        There is no file, and the mode does not create one.
+    AlreadyExistsError
+        There is one, and the mode is "w-".
+    NotARepositoryError, FormatVersionError, CorruptError
+        The file is something else, too new, or damaged. It is left as it is.
+    StorageError, InvalidInputError
+        No permission, a network file system, a hard link; a wrong argument.
+
+    Cost: about a millisecond, whatever the size of the file.
+    """
+    target = _check_path(path)
+    _check_choice("mode", mode, Mode)
+    _check_choice("durability", durability, Durability)
+    _check_choice("verify", verify, Verify)
+    if author is not None and (not isinstance(author, str) or not author.strip()):
+        raise InvalidInputError(f"author= is text like 'Name <mail>', not {author!r}")
+    if not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidInputError(f"timeout= is a number of seconds, not {timeout!r}")
+    settings = Settings(lambda: author or default_author(), float(timeout), durability)
+    environment = _open_environment(target, mode, unsafe_network_filesystem)
+    return Repository(environment, settings, verify, read_only=mode == "r")
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a vzarr repository at a path. Opens nothing."""
+    target = _check_path(path)
+    try:
+        return "commits" in probe(target).databases
+    except (NotARepositoryError, FileNotFoundError, NotFoundError):
+        return False
+
+
+def delete(path: str | os.PathLike[str]) -> None:
+    """Delete a repository with all its history.
+
+    Raises ``NotFoundError`` if there is none, ``NotARepositoryError`` if the file is something else
+    (it is left alone), and ``SessionStateError`` while this process has it open.
+    """
+    target = os.path.realpath(_check_path(path))
+    if not os.path.lexists(target):
+        raise NotFoundError(f"cannot delete {target}: there is no such file", name=target)
+    if not exists(target):
+        raise NotARepositoryError(
+            f"{target} is no vzarr repository, so it was not deleted", path=target
+        )
+    Environment.delete(target)
+
+
+def _open_environment(target: str, mode: Mode, unsafe: bool) -> Environment:
+    there = os.path.lexists(target)
+    if mode in ("r", "r+") and not there:
+        raise NotFoundError(
+            f"there is no file {target}; create it with mode 'a' or 'w-'", name=target
+        )
+    if mode == "w-" and there:
+        raise AlreadyExistsError(
+            f"{target} exists already; open it with mode 'a', or replace it with mode 'w'",
+            name=target,
+        )
+    if mode == "w" and there:
+        delete(target)
+        there = False
+    if not there:
+        try:
+            return Environment.create(
+                target, _initialise, unsafe_network_filesystem=unsafe
+            )
+        except AlreadyExistsError:
+            # Another process was faster, which only "w-" minds.
+            if mode == "w-":
+                raise
+    environment = Environment.open(
+        target, writable=mode != "r", unsafe_network_filesystem=unsafe
+    )
+    try:
+        _check_format(environment)
+    except BaseException:
+        environment.close()
+        raise
+    return environment
+
+
+def _initialise(txn: Txn) -> None:
+    """Fill a new file: what it is, and branch main with one empty commit."""
+    created = now()
+    txn.put("meta", b"format", encode_format(FormatRecord()))
+    txn.put("meta", b"repository", encode_repository(RepositoryRecord(uuid.uuid4().bytes, created)))
+    root = put_root(txn, EMPTY_ENTRY)
+    author = default_author()
+    first = CommitRecord((), root, author, created, "create repository", {})
+    commit = history.put(txn, first)
+    refs.create_branch(txn, DEFAULT_BRANCH, commit, author, created, "create: repository")
+
+
+def _check_format(environment: Environment) -> None:
+    with environment.read() as txn:
+        data = txn.get("meta", b"format")
+    if data is None:
+        raise NotARepositoryError(
+            f"{environment.path} is an LMDB file, but no vzarr repository", path=environment.path
+        )
+    record = decode_format(data)
+    if record.min_reader_version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{environment.path} has format version {record.version}, and this release of vzarr "
+            f"reads up to version {FORMAT_VERSION}; install a newer vzarr",
+            path=environment.path,
+        )
+
+
+def _check_path(path: object) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"a path is a string or a pathlib.Path, not {path!r}")
+    target = os.fspath(path)
+    if not isinstance(target, str) or not target or "\0" in target:
+        raise InvalidInputError(f"a path is text that is not empty, not {target!r}")
+    # LMDB takes str itself and no subclass.
+    return str(Path(target).expanduser()) if target.startswith("~") else str(target)
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        allowed = ", ".join(repr(choice) for choice in get_args(choices))
+        raise InvalidInputError(f"{name}= is one of {allowed}, not {value!r}")
+
+
+# ── the repository ───────────────────────────────────────────────────────────────────────────────
+
+
+@final
+class Repository:
+    """One file with the whole history of a tree of Zarr groups and arrays.
+
+    Made by ``vzarr.open``. Has a *current session*, like git's working copy, which ``checkout``
+    changes; any number of other sessions and transactions stand beside it. Thread-safe.
+    """
+
+    def __init__(
+        self, environment: Environment, settings: Settings, verify: Verify, *, read_only: bool
+    ) -> None:
+        self._environment = environment
+        self._settings = settings
+        self._objects = Objects(environment, verify)
+        self._read_only = read_only or environment.read_only
+        self._current: Session | None = None
+        with environment.read() as txn:
+            data = txn.get("meta", b"repository")
+            version = txn.get("meta", b"format")
+        if data is None or version is None:
+            raise NotARepositoryError(
+                f"{environment.path} lacks its repository record", path=environment.path
+            )
+        self._record = decode_repository(data)
+        self._format_version = decode_format(version).version
+        self._close = weakref.finalize(self, environment.close)
+
+    # ── what it is ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def path(self) -> str:
+        """The file, as an absolute path without links."""
+        return self._environment.path
+
+    @property
+    def id(self) -> str:
+        """The repository's own UUID; copies of the file share it."""
+        return str(uuid.UUID(bytes=self._record.id))
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened with mode "r", or the file cannot be written."""
+        return self._read_only
+
+    @property
+    def format_version(self) -> int:
+        """The version of the format on disk."""
+        return self._format_version
+
+    def info(self) -> Info:
+        """Tell size, counts and identity. O(log n)."""
+        self._require_open()
+        facts = self._environment.info()
+        current = self._current
+        return Info(
+            path=self.path,
+            id=self.id,
+            format_version=self.format_version,
+            created=from_microseconds(self._record.created),
+            file_bytes=facts.file_bytes,
+            chunks=facts.entries["chunks"],
+            commits=facts.entries["commits"],
+            branches=facts.entries["branches"],
+            tags=facts.entries["tags"],
+            branch=current.branch if current is not None else None,
+        )
+
+    def __repr__(self) -> str:
+        if not self._close.alive:
+            return f"<vzarr.Repository {self.path} (closed)>"
+        mode = " (read-only)" if self._read_only else ""
+        where = f", on {self._current.branch or self._current.base[:12]}" if self._current else ""
+        names = ", ".join(self.branches)
+        return f"<vzarr.Repository {self.path}{mode}: branches {names}{where}>"
+
+    def close(self) -> None:
+        """Close the file; can be repeated. The current session's uncommitted edits are dropped."""
+        if self._close.alive:
+            if self._current is not None:
+                self._current.close()
+            self._close()
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if not self._close.alive:
+            raise SessionStateError(
+                f"this repository is closed; open it again with vzarr.open({self.path!r})"
+            )
+
+    # ── sessions ─────────────────────────────────────────────────────────────────────────────────
+
+    def session(
+        self, ref: str | datetime | None = None, *, at: datetime | None = None
+    ) -> Session:
+        """Open a session: writable on a branch, read-only on anything else.
+
+        ``ref`` is a branch (default main), a tag, a commit id or its unique beginning of 4 or more
+        digits, ``main~2``, ``main@{2026-03-01}`` or a datetime; ``at=`` means the branch as it was
+        then. Raises ``RefNotFoundError``, ``CommitNotFoundError``, ``InvalidInputError``. O(log n).
+        """
+        self._require_open()
+        revision = self._revision(ref, at)
+        branch = None if self._read_only else revision.branch
+        return Session(
+            self._objects, self._settings, revision.commit, branch, self._make_store
+        )
+
+    def _revision(self, ref: str | datetime | None, at: datetime | None = None) -> Revision:
+        self._require_open()
+        return resolve(self._environment, ref, at, self._branch_in_use)
+
+    @property
+    def _branch_in_use(self) -> str:
+        current = self._current
+        return (current.branch if current is not None else None) or DEFAULT_BRANCH
+
+    def _make_store(self, session: Session) -> VzarrStore:
+        from vzarr.store import VzarrStore
+
+        return VzarrStore(session)
+
+    @contextmanager
+    def transaction(
+        self,
+        branch: str = DEFAULT_BRANCH,
+        message: str = "",
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+        merge: Strategy = "fail",
+    ) -> Iterator[VzarrStore]:
+        """Give a store whose writes become one commit when the block ends, or leave nothing.
+
+        Any exception in the block, ``KeyboardInterrupt`` too, rolls back. No changes, no commit.
+        Raises what ``Session.commit`` raises, ``ConflictError`` above all; nothing is written then.
+        """
+        history.check_message(message)
+        history.check_metadata(metadata)
+        session = self._writable_session(branch)
+        try:
+            yield session.store
+            if session.has_changes:
+                session.commit(message, metadata=metadata, author=author, merge=merge)
+        finally:
+            session.close()
+
+    def _writable_session(self, branch: str) -> Session:
+        session = self.session(branch)
+        if session.read_only:
+            reason = (
+                f"{self.path} was opened with mode 'r'; open it with mode 'r+'"
+                if self._read_only
+                else f"{branch!r} is no branch, and commits go to branches"
+            )
+            raise ReadOnlyError(f"cannot write: {reason}")
+        return session
+
+    def run(
+        self,
+        function: Callable[[VzarrStore], _T],
+        branch: str = DEFAULT_BRANCH,
+        message: str = "",
+        *,
+        retries: int = 100,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+        merge: Strategy = "fail",
+    ) -> tuple[str, _T]:
+        """Call ``function(store)`` in a transaction, again on the new state after each conflict.
+
+        Gives the commit's id (the branch's head if nothing changed) and the function's result. So
+        that several processes can append to one array at once. Waits a random, growing time between
+        attempts; raises the last ``ConflictError`` after ``retries`` of them.
+        """
+        history.check_message(message)
+        history.check_metadata(metadata)
+        attempt = 0
+        while True:
+            session = self._writable_session(branch)
+            try:
+                result = function(session.store)
+                if session.has_changes:
+                    session.commit(message, metadata=metadata, author=author, merge=merge)
+                return session.base, result
+            except ConflictError:
+                attempt += 1
+                if attempt > retries:
+                    raise
+            finally:
+                session.close()
+            limit = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**attempt)
+            time.sleep(limit * secrets.SystemRandom().random())
+
+    # ── the short way: a current session ─────────────────────────────────────────────────────────
+
+    @property
+    def _session(self) -> Session:
+        if self._current is None:
+            self._current = self.session(DEFAULT_BRANCH)
+        return self._current
+
+    def checkout(
+        self, ref: str | datetime | None = None, *, create: bool = False, discard: bool = False
+    ) -> Session:
+        """Make a session on ``ref`` the current one, and give it.
+
+        ``create=True`` makes a branch of that name at the current commit first. Uncommitted edits
+        of the current session are kept safe: raises ``SessionStateError`` unless they are committed
+        or ``discard=True``. On a commit that is not a branch's head the session is read-only, and a
+        warning says so. Raises ``RefNotFoundError``, ``AlreadyExistsError``, ``InvalidInputError``.
+        """
+        self._require_open()
+        current = self._current
+        if current is not None and current.has_changes and not discard:
+            raise SessionStateError(
+                "the current session has uncommitted changes; commit them, or drop them with "
+                "repo.discard() or checkout(..., discard=True)"
+            )
+        if create:
+            if not isinstance(ref, str):
+                raise InvalidInputError(f"checkout(create=True) needs a branch name, not {ref!r}")
+            self.branches.create(ref, at=self._session.base)
+        session = self.session(ref)
+        if session.read_only and not self._read_only:
+            warnings.warn(
+                f"{ref} is no branch, so this session on commit {session.base[:12]} is read-only; "
+                "make a branch to write: repo.checkout('name', create=True)",
+                ReadOnlyCheckoutWarning,
+                stacklevel=2,
+            )
+        if current is not None:
+            current.close()
+        self._current = session
+        return session
+
+    @property
+    def root_group(self) -> zarr.Group:
+        """The root ``zarr.Group`` of the current session."""
+        self._require_open()
+        group: zarr.Group = self._session.root_group
+        return group
+
+    def store(
+        self, ref: str | datetime | None = None, *, autocommit: Autocommit = False
+    ) -> VzarrStore:
+        """Give a store for zarr, xarray or dask.
+
+        Without ``ref`` it is the current session's: writes wait for ``repo.commit``. With ``ref`` it
+        is a read-only store of that commit. With ``autocommit=True`` it writes to the branch
+        ``ref``, each write is durable when it returns, and consecutive writes of this store are one
+        commit; ``autocommit="each"`` makes one commit of every write.
+        """
+        from vzarr.store import VzarrStore
+
+        self._require_open()
+        if autocommit not in (False, True, "each"):
+            raise InvalidInputError(f"autocommit= is False, True or 'each', not {autocommit!r}")
+        if autocommit:
+            branch = self._branch_in_use if ref is None else ref
+            if not isinstance(branch, str):
+                raise InvalidInputError(f"autocommit= needs a branch, not {ref!r}")
+            return VzarrStore(self._writable_session(branch), autocommit=autocommit)
+        if ref is None:
+            return self._make_store(self._session)
+        commit = self._revision(ref).commit
+        session = Session(self._objects, self._settings, commit, None, self._make_store)
+        return VzarrStore(session)
+
+    def status(self) -> Status:
+        """Tell what the current session would commit."""
+        self._require_open()
+        return self._session.status()
+
+    def commit(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+        merge: Strategy = "fail",
+        allow_empty: bool = False,
+    ) -> str:
+        """Commit the current session's edits; see ``Session.commit``."""
+        self._require_open()
+        return self._session.commit(
+            message, metadata=metadata, author=author, merge=merge, allow_empty=allow_empty
+        )
+
+    def amend(self, message: str | None = None, *, metadata: Mapping[str, Any] | None = None) -> str:
+        """Replace the branch's last commit by one with the current edits too."""
+        self._require_open()
+        return self._session.amend(message, metadata=metadata)
+
+    def discard(self) -> None:
+        """Drop the current session's uncommitted edits."""
+        self._require_open()
+        self._session.discard()
+
+    def move(self, source: str, destination: str) -> None:
+        """Move or rename a group or array in the current session; see ``Session.move``."""
+        self._require_open()
+        self._session.move(source, destination)
+
+    def tree(self, ref: str | datetime | None = None) -> Tree:
+        """Draw the groups and arrays of the current session, or of a ref. O(nodes)."""
+        self._require_open()
+        if ref is None:
+            return draw(self._session.hierarchy)
+        return draw(self._snapshot(self._revision(ref).commit))
+
+    # ── history ──────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def branches(self) -> Branches:
+        """The branches: a mapping from name to commit id, with create, delete, rename, reset."""
+        self._require_open()
+        return Branches(self._environment, self._settings, read_only=self._read_only)
+
+    @property
+    def tags(self) -> Tags:
+        """The tags: a mapping from name to commit id, with create and delete."""
+        self._require_open()
+        return Tags(self._environment, self._settings, read_only=self._read_only)
+
+    def log(
+        self,
+        ref: str | datetime | None = None,
+        *,
+        path: str | None = None,
+        limit: int | None = None,
+    ) -> Log:
+        """List the commits reachable from a ref (default: the current session's), newest first.
+
+        ``path`` keeps those that changed something at or below it. O(log n) a commit that is looked
+        at, and a comparison of two directories with ``path``.
+        """
+        self._require_open()
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise InvalidInputError(f"limit= is a number of commits, not {limit!r}")
+        head = (
+            bytes.fromhex(self._session.base) if ref is None else self._revision(ref).commit
+        )
+        found: list[Commit] = []
+        for commit, record in history.log(self._environment, Digest(head)):
+            if limit is not None and len(found) >= limit:
+                break
+            if path is None or self._touches(record, path.strip("/")):
+                found.append(history.describe(commit, record))
+        return Log(found)
+
+    def _touches(self, record: CommitRecord, path: str) -> bool:
+        after = self._at(record.root).entry(path)
+        if not record.parents:
+            return after is not None and not after.is_empty
+        parent = history.get(self._environment, record.parents[0])
+        return self._at(parent.root).entry(path) != after
+
+    def show(self, ref: str | datetime | None = None) -> Commit:
+        """Describe the commit that a ref names (default: the current session's base)."""
+        self._require_open()
+        commit = Digest(bytes.fromhex(self._session.base)) if ref is None else (
+            self._revision(ref).commit
+        )
+        return history.describe(commit, history.get(self._environment, commit))
+
+    def reflog(self, branch: str = DEFAULT_BRANCH) -> list[ReflogEntry]:
+        """List every move of a branch, newest first; also of one that was deleted.
+
+        Raises ``RefNotFoundError`` if there never was such a branch.
+        """
+        self._require_open()
+        refs.check_name(branch)
+        with self._environment.read() as txn:
+            entries = list(refs.reflog(txn, branch))
+            if not entries:
+                refs.head(txn, branch)
+        return entries
+
+    def diff(self, old: str | datetime, new: str | datetime | None = None) -> Diff:
+        """Compare two refs; without ``new``, a ref with the current session's head branch.
+
+        O(changed nodes · depth), whatever the number of chunks; changed chunks and values are read
+        when they are asked for.
+        """
+        before = self._revision(old).commit
+        after = self._revision(new).commit
+
+        def open_side(side: Side, path: str) -> Any:
+            import zarr
+
+            store = self.store((before if side == "old" else after).hex())
+            return zarr.open(store, path=path, mode="r")
+
+        roots = [self._at(self._root(commit)).root for commit in (before, after)]
+        changes = diff(Overlay(self._objects), *roots, open_side)
+        return Diff(str(old), str(new if new is not None else self._branch_in_use), changes)
+
+    def root_id(self, ref: str | datetime | None = None) -> str:
+        """The content id of a ref's snapshot: equal data, equal id, in any file. O(log n)."""
+        return self._root(self._revision(ref).commit).hex()
+
+    def _root(self, commit: Digest) -> Digest:
+        return history.get(self._environment, commit).root
+
+    def _at(self, root: Digest) -> Hierarchy:
+        return Hierarchy(Overlay(self._objects), self._objects.load_root(root))
+
+    def _snapshot(self, commit: Digest) -> Hierarchy:
+        return self._at(self._root(commit))
+
+
+class ReadOnlyCheckoutWarning(UserWarning):
+    """A checkout of something that is not a branch, so that the session only reads."""

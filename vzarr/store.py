@@ -1,0 +1,359 @@
+"""``VzarrStore``: a session as a zarr store. The only module that knows zarr's Store class."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Literal, final
+
+import numpy as np
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+
+from vzarr.changes import Bytes
+from vzarr.errors import ReadOnlyError, SessionStateError
+from vzarr.session import Session
+
+Autocommit = Literal[False, True, "each"]
+
+# From this size on, hashing and copying cost more than a hop to a worker thread, which lets the
+# event loop go on with other chunks meanwhile.
+_OFFLOAD_BYTES = 256 << 10
+# From this size on, a copy through numpy is worth its overhead because it releases the GIL.
+_NUMPY_COPY_BYTES = 64 << 10
+
+_sessions: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+
+
+@final
+class VzarrStore(Store):
+    """A session through zarr's Store interface: pass it to zarr, xarray or dask.
+
+    To zarr it is a flat map from keys to bytes: any key, in any order. Thread-safe. Reads and
+    writes are the session's: nothing is on a branch before the session commits, unless
+    ``autocommit`` is on.
+
+    A store that only reads pickles as (file, commit) and reads the same snapshot in any process. A
+    writable one pickles within its own process; elsewhere it raises ``SessionStateError``.
+    """
+
+    supports_writes: bool = True
+    supports_deletes: bool = True
+    supports_listing: bool = True
+    # A lookup is a few nodes in a local file: a copy of all metadata in one document would not be
+    # faster, would go stale, and every two writers would conflict in it.
+    supports_consolidated_metadata: bool = False
+
+    def __init__(
+        self, session: Session, *, read_only: bool = False, autocommit: Autocommit = False
+    ) -> None:
+        super().__init__(read_only=read_only or session.read_only)
+        self._session = session
+        self._autocommit = autocommit
+        if not session.read_only:
+            _sessions[session.id] = session
+
+    @property
+    def session(self) -> Session:
+        """The session below."""
+        return self._session
+
+    def with_read_only(self, read_only: bool = False) -> VzarrStore:
+        """Give a store on the same session that refuses writes, or takes them.
+
+        Raises ``ReadOnlyError`` if the session itself is read-only and ``read_only`` is False.
+        """
+        if not read_only and self._session.read_only:
+            raise ReadOnlyError(
+                "store was opened in read-only mode and does not support writing: its session is "
+                "not on a branch; open a session on a branch to write"
+            )
+        return type(self)(self._session, read_only=read_only, autocommit=self._autocommit)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VzarrStore):
+            return False
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        session = self._session
+        state = session.base if session.read_only else session.id
+        return session.environment.path, state, self.read_only, self._autocommit
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return self._session.environment.path, self._session.root_id()
+
+    def __str__(self) -> str:
+        return f"vzarr://{self._session.environment.path}"
+
+    def __repr__(self) -> str:
+        where = self._session.branch or self._session.base[:12]
+        mode = ", read_only=True" if self.read_only else ""
+        return f"VzarrStore('{self._session.environment.path}', '{where}'{mode})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        session = self._session
+        if self.read_only and not session.has_changes:
+            return _reopen, (session.environment.path, session.base)
+        return _find_session, (os.getpid(), session.id, self.read_only, self._autocommit)
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Give the value of a key or a part of it, or None. Verified against its digest."""
+        self._is_open = True
+        self._follow()
+        data = self._session.get(key)
+        return None if data is None else _to_buffer(data, prototype, byte_range)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Give the value of a key or a part of it, or None. Verified against its digest."""
+        self._is_open = True
+        self._follow()
+        blob = self._session.find(key)
+        if blob is None:
+            return None
+        if blob.length < _OFFLOAD_BYTES:
+            data = self._session.read(blob)
+        else:
+            data = await asyncio.to_thread(self._session.read, blob)
+        return _to_buffer(data, prototype, byte_range)
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        """Give parts of several values, in the order asked for."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def get_ranges(
+        self,
+        key: str,
+        byte_ranges: Sequence[ByteRequest | None],
+        *,
+        prototype: BufferPrototype,
+        **_: Any,
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """Give many parts of one value, which is read and verified once."""
+        whole = await self.get(key, prototype)
+        yield _cut(key, whole, byte_ranges, prototype)
+
+    def get_ranges_sync(
+        self,
+        key: str,
+        byte_ranges: Sequence[ByteRequest | None],
+        *,
+        prototype: BufferPrototype,
+        **_: Any,
+    ) -> Sequence[tuple[int, Buffer | None]]:
+        """Give many parts of one value, which is read and verified once."""
+        whole = self.get_sync(key, prototype=prototype)
+        return _cut(key, whole, byte_ranges, prototype)
+
+    async def exists(self, key: str) -> bool:
+        """Whether a key has a value."""
+        self._follow()
+        return self._session.find(key) is not None
+
+    async def getsize(self, key: str) -> int:
+        """Give the size of a value in bytes. Raises ``FileNotFoundError``. Reads no value."""
+        self._follow()
+        blob = self._session.find(key)
+        if blob is None:
+            raise FileNotFoundError(key)
+        return blob.length
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        """Give the size of all values below a path in bytes. Reads sums in the tree, no value."""
+        self._follow()
+        return self._session.sums(prefix.rstrip("/"))[1]
+
+    async def is_empty(self, prefix: str) -> bool:
+        """Whether there is no key below a path."""
+        self._follow()
+        return self._session.sums(prefix.rstrip("/"))[0] == 0
+
+    async def list(self) -> AsyncIterator[str]:
+        """List all keys."""
+        self._follow()
+        for key in self._session.keys():
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """List all keys below a path: ``a`` stands for ``a/``, so that ``ab/c`` is not one."""
+        self._follow()
+        for key in self._session.keys(prefix.rstrip("/")):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """List the names that follow a path in keys."""
+        self._follow()
+        for name in self._session.children(prefix.rstrip("/")):
+            yield name
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Set the value of a key; the bytes are copied before this returns."""
+        self._set(key, _copy(key, value))
+
+    def delete_sync(self, key: str) -> None:
+        """Delete a key, if it is there."""
+        self._check_writable()
+        self._is_open = True
+        self._follow()
+        self._session.delete(key)
+        self._commit_each(key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Set the value of a key; the bytes are copied before this returns."""
+        self._check_writable()
+        if isinstance(value, Buffer) and len(value) >= _OFFLOAD_BYTES:
+            await asyncio.to_thread(self.set_sync, key, value)
+        else:
+            self.set_sync(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Set the value of a key that has none: one step to other threads."""
+        self._check_writable()
+        self._is_open = True
+        self._follow()
+        self._session.set_if_absent(key, _copy(key, value))
+        self._commit_each(key)
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        for key, value in values:
+            await self.set(key, value)
+
+    async def delete(self, key: str) -> None:
+        """Delete a key, if it is there."""
+        self.delete_sync(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete every key below a path, in one step whatever their number."""
+        self._check_writable()
+        self._is_open = True
+        self._follow()
+        self._session.delete_below(prefix.rstrip("/"))
+        self._commit_each(prefix)
+
+    async def clear(self) -> None:
+        """Delete every key."""
+        await self.delete_dir("")
+
+    def _set(self, key: str, data: Bytes) -> None:
+        self._check_writable()
+        self._is_open = True
+        self._follow()
+        self._session.set(key, data)
+        self._commit_each(key)
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnlyError(
+                "store was opened in read-only mode and does not support writing; open a session "
+                "on a branch, or a transaction, to write"
+            )
+
+    def _follow(self) -> None:
+        """An autocommit store shows the branch's head, not the commit it was opened on."""
+        if self._autocommit:
+            self._session.follow()
+
+    def _commit_each(self, key: str) -> None:
+        if self._autocommit:
+            self._session.autocommit(f"write {key}", each=self._autocommit == "each")
+
+
+def _copy(key: str, value: Buffer) -> Bytes:
+    """Copy a value, which may be a view of the user's own array."""
+    if not isinstance(value, Buffer):
+        raise TypeError(
+            f"the value of {key!r} must be a zarr Buffer, not {type(value).__name__}; "
+            "zarr.core.buffer.cpu.Buffer.from_bytes makes one of bytes"
+        )
+    if len(value) < _NUMPY_COPY_BYTES:
+        return value.to_bytes()
+    copy = np.array(value.as_numpy_array(), dtype=np.uint8, copy=True)
+    copy.flags.writeable = False
+    return copy.data
+
+
+def _to_buffer(
+    data: Bytes, prototype: BufferPrototype | None, byte_range: ByteRequest | None
+) -> Buffer:
+    buffer = (prototype or default_buffer_prototype()).buffer
+    if byte_range is None:
+        return buffer.from_bytes(data)
+    view = memoryview(data)
+    match byte_range:
+        case RangeByteRequest(start, end):
+            part = view[start:end]
+        case OffsetByteRequest(offset):
+            part = view[offset:]
+        case SuffixByteRequest(suffix):
+            part = view[max(0, len(view) - suffix) :]
+        case _:
+            raise ValueError(f"Unexpected byte_range, got {byte_range}.")
+    return buffer.from_bytes(part)
+
+
+def _cut(
+    key: str,
+    whole: Buffer | None,
+    byte_ranges: Sequence[ByteRequest | None],
+    prototype: BufferPrototype,
+) -> Sequence[tuple[int, Buffer | None]]:
+    if whole is None:
+        raise BaseExceptionGroup("chunk read failed", [FileNotFoundError(key)])
+    data = whole.as_buffer_like()
+    return [
+        (number, _to_buffer(data, prototype, byte_range))
+        for number, byte_range in enumerate(byte_ranges)
+    ]
+
+
+def _reopen(path: str, commit: str) -> VzarrStore:
+    """Unpickle a store that only reads."""
+    from vzarr.repository import open as open_repository
+
+    # The session keeps the file open; the repository object is not needed any longer.
+    return VzarrStore(open_repository(path, "r").session(commit))
+
+
+def _find_session(
+    pid: int, session_id: str, read_only: bool, autocommit: Autocommit
+) -> VzarrStore:
+    """Unpickle a store with uncommitted work: the same session, if this is its process."""
+    session = _sessions.get(session_id) if pid == os.getpid() else None
+    if session is None:
+        raise SessionStateError(
+            f"a writable store was sent to another process ({os.getpid()}): its uncommitted work "
+            "is in the process that opened it. Commit first and send a read-only store, or open a "
+            "session or transaction of its own in each process; fork() of a session is not "
+            "offered yet"
+        )
+    return VzarrStore(session, read_only=read_only, autocommit=autocommit)

@@ -1,0 +1,53 @@
+"""A drawing of a snapshot's groups and arrays."""
+
+from __future__ import annotations
+
+from typing import final
+
+from vzarr.hierarchy import Hierarchy
+from vzarr.metadata import NodeMetadata
+
+
+@final
+class Tree(str):
+    """A drawing; prints as itself, also at the prompt."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def draw(hierarchy: Hierarchy, path: str = "") -> Tree:
+    """Draw the groups and arrays at and below a path. O(nodes)."""
+    nodes = [(node, _label(metadata)) for node, _, metadata in hierarchy.nodes(path)]
+    children: dict[str, list[str]] = {}
+    labels = dict(nodes)
+    for node in labels:
+        if node != path:
+            children.setdefault(_nearest(node, path, labels), []).append(node)
+    lines = [f"{'/' + path if path else '/'}{labels.get(path, '')}"]
+
+    def add(parent: str, indent: str) -> None:
+        below = children.get(parent, [])
+        for number, node in enumerate(below, 1):
+            last = number == len(below)
+            name = node[len(parent) :].lstrip("/")
+            lines.append(f"{indent}{'└── ' if last else '├── '}{name}{labels[node]}")
+            add(node, indent + ("    " if last else "│   "))
+
+    add(path, "")
+    return Tree("\n".join(lines))
+
+
+def _nearest(node: str, root: str, labels: dict[str, str]) -> str:
+    """Find the closest node above, since a name on the way may have no metadata of its own."""
+    parent = node.rpartition("/")[0]
+    while parent != root and parent not in labels and parent:
+        parent = parent.rpartition("/")[0]
+    return parent
+
+
+def _label(metadata: NodeMetadata) -> str:
+    array = metadata.array
+    return "" if array is None else f" {array.shape} {array.dtype}"
