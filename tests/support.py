@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import lmdb.verify
 
@@ -70,4 +69,3 @@ class _Checker:
         if blob.digest not in self.seen:
             self.seen.add(blob.digest)
             assert chunk_digest(self.objects.read(blob)) == blob.digest
-

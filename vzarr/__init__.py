@@ -34,7 +34,15 @@ from vzarr.errors import (
 from vzarr.history import Commit
 from vzarr.merge import Conflict
 from vzarr.refs import ReflogEntry, Tag
-from vzarr.repository import Info, Log, ReadOnlyCheckoutWarning, Repository, delete, exists, open
+from vzarr.repository import (
+    Info,
+    Log,
+    ReadOnlyCheckoutWarning,
+    Repository,
+    delete,
+    exists,
+    open,  # noqa: A004 - vzarr.open, as zarr.open
+)
 from vzarr.session import Session, Status
 
 if TYPE_CHECKING:

@@ -402,7 +402,7 @@ class Tree:
             raise _corrupt(ref, "it goes on after a key that ends a node")
         if not (ending or is_last or len(node.keys) == MAX_ENTRIES):
             raise _corrupt(ref, "it ends at a key that ends no node")
-        if _REF.pack(ref[:32], *_sums(node.level, node.values, self._measure)) != ref:
+        if _REF.unpack(ref)[1:] != _sums(node.level, node.values, self._measure):
             raise _corrupt(ref, "its sums are not those that the reference to it says")
         if node.level:
             last = len(node.keys) - 1
@@ -634,12 +634,14 @@ class _Rewrite:
         elif old.values == run.values:
             return old_ref
         else:
-            # Measuring an entry may be slow: where few of many have changed, measure those.
+            # To measure an entry may take long: where the keys are the same, measure what differs.
             _, count, nbytes = _REF.unpack(old_ref)
-            pairs = zip(old.values, run.values, strict=True)
-            before, after = zip(*(pair for pair in pairs if pair[0] is not pair[1]), strict=True)
-            gone, come = _sums(level, before, self._measure), _sums(level, after, self._measure)
-            count, nbytes = count - gone[0] + come[0], nbytes - gone[1] + come[1]
+            for before, after in zip(old.values, run.values, strict=True):
+                if before is not after:
+                    less, more = (_sums(level, [value], self._measure) for value in (before, after))
+                    count, nbytes = count - less[0] + more[0], nbytes - less[1] + more[1]
+        if not (0 <= count < 2**64 and 0 <= nbytes < 2**64):
+            raise CorruptError("a tree is damaged: its sums are beyond 64 bits")
         digest = self._nodes.save(encode_node(level, run.keys, run.values))
         return _REF.pack(digest, count, nbytes)
 

@@ -116,6 +116,12 @@ class ChangeSet:
         """Whether the session has records of its own in the file."""
         return self._batches > 0
 
+    def flush(self) -> None:
+        """Put all bytes into LMDB now: tree nodes that are written ahead may name them."""
+        if self._fresh:
+            self._hand_over()
+        self.drain()
+
     def drain(self) -> None:
         """Wait until every batch is in LMDB; raise what stopped one. The work stays staged."""
         while self._waiting:

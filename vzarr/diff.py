@@ -132,7 +132,9 @@ class NodeChange:
             name = f"{self.old_path} → {name}"
         lines = [f"{mark} {self.kind} {name}"]
         if self.change == "changed":
-            lines += [f"    {key}: {_show(a)} → {_show(b)}" for key, (a, b) in self.metadata.items()]
+            lines += [
+                f"    {key}: {_show(a)} → {_show(b)}" for key, (a, b) in self.metadata.items()
+            ]
             lines += [
                 f"    @{key}: {_show(a)} → {_show(b)}" for key, (a, b) in self.attributes.items()
             ]
@@ -202,7 +204,7 @@ class Diff:
         return tuple(node for node in self.changes if node.change == change)
 
     def __getitem__(self, path: str) -> NodeChange:
-        """The change of one path. Raises ``KeyError``."""
+        """Give the change of one path. Raises ``KeyError``."""
         for node in self.changes:
             if node.path == path:
                 return node
@@ -301,36 +303,50 @@ class _Source:
         """Pair subtrees that moved, and list those that did not node by node."""
         gone: dict[bytes, list[str]] = {}
         for path, entry in self._removed:
-            gone.setdefault(encode_entry(entry), []).append(path)
+            self._note_gone(path, entry, gone)
         moved: set[str] = set()
-        added, self._added = self._added, []
-        removed, self._removed = self._removed, []
-        for path, entry in added:
-            sources = gone.get(encode_entry(entry))
-            metadata = self._metadata(entry)
-            if sources and metadata is not None:
-                source = sources.pop(0)
-                moved.add(source)
-                self._changes.append(
-                    NodeChange(path, metadata.kind, "moved", old_path=source, _source=self)
-                )
-            else:
-                self._expand(path, EMPTY_ENTRY, entry)
-        for path, entry in removed:
-            if path not in moved:
-                self._expand(path, entry, EMPTY_ENTRY)
+        for path, entry in self._added:
+            self._expand_added(path, entry, gone, moved)
+        for path, entry in self._removed:
+            self._expand_removed(path, entry, moved)
         return self._changes
 
-    def _expand(self, path: str, old: Entry, new: Entry) -> None:
-        """Note each node of a subtree that is on one side only."""
-        self._compare_file(path, old, new)
-        self._compare_node(path, old, new)
-        for name, before, after in self._directories.diff(old.directory, new.directory):
-            self._expand(
-                join(path, name.decode()),
-                EMPTY_ENTRY if before is None else decode_entry(before),
-                EMPTY_ENTRY if after is None else decode_entry(after),
+    def _note_gone(self, path: str, entry: Entry, gone: dict[bytes, list[str]]) -> None:
+        if self._metadata(entry) is not None:
+            gone.setdefault(encode_entry(entry), []).append(path)
+        for name, member in self._members(entry):
+            self._note_gone(join(path, name), member, gone)
+
+    def _expand_added(
+        self, path: str, entry: Entry, gone: dict[bytes, list[str]], moved: set[str]
+    ) -> None:
+        """Note a subtree that is new, or where it was before."""
+        sources = gone.get(encode_entry(entry))
+        metadata = self._metadata(entry)
+        if sources and metadata is not None:
+            source = sources.pop(0)
+            moved.add(source)
+            self._changes.append(
+                NodeChange(path, metadata.kind, "moved", old_path=source, _source=self)
             )
+            return
+        self._compare_file(path, EMPTY_ENTRY, entry)
+        self._compare_node(path, EMPTY_ENTRY, entry)
+        for name, member in self._members(entry):
+            self._expand_added(join(path, name), member, gone, moved)
+
+    def _expand_removed(self, path: str, entry: Entry, moved: set[str]) -> None:
+        """Note a subtree that is gone, but for what of it moved."""
+        if path in moved:
+            return
+        self._compare_file(path, entry, EMPTY_ENTRY)
+        self._compare_node(path, entry, EMPTY_ENTRY)
+        for name, member in self._members(entry):
+            self._expand_removed(join(path, name), member, moved)
+
+    def _members(self, entry: Entry) -> Iterator[tuple[str, Entry]]:
+        for name, data in self._directories.scan(entry.directory):
+            yield name.decode(), decode_entry(data)
 
     def _metadata(self, entry: Entry) -> NodeMetadata | None:
         return node_metadata(entry.documents, self._store.read)
@@ -348,9 +364,7 @@ def _facts(node: NodeMetadata | None) -> Mapping[str, Any]:
     }
 
 
-def _compare_mappings(
-    old: Mapping[str, Any], new: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
+def _compare_mappings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {
         key: (old.get(key), new.get(key))
         for key in {**old, **new}

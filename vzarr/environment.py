@@ -81,13 +81,17 @@ _FORK_TIMEOUT = 10.0
 _EXIT_TIMEOUT = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02
 
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL_CODES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, -30772})
 # Locks, shared mappings or both do not work between the machines that mount these.
 _NETWORK_FILE_SYSTEMS = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs")
-    + ("lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb2", "smb3")
-    + ("smbfs", "vboxsf", "virtiofs", "fuse.ceph", "fuse.davfs", "fuse.gcsfuse", "fuse.glusterfs")
-    + ("fuse.goofys", "fuse.juicefs", "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.sshfs")
+    {
+        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs"),
+        *("lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb2", "smb3"),
+        *("smbfs", "vboxsf", "virtiofs", "fuse.ceph", "fuse.davfs", "fuse.gcsfuse"),
+        *("fuse.glusterfs", "fuse.goofys", "fuse.juicefs", "fuse.mount-s3", "fuse.rclone"),
+        *("fuse.s3fs", "fuse.sshfs"),
+    }
 )
 
 
@@ -101,19 +105,21 @@ class _Ended:
         self._error = error
         self._message = message
 
+    def refusal(self) -> VzarrError:
+        return self._error(self._message)
+
     def __getattr__(self, name: str) -> Any:
-        raise self._error(self._message)
+        raise self.refusal()
 
 
 _Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
-_OVER = cast(
-    _Transaction, _Ended(SessionStateError, "this txn is over: use it inside its with block")
+_OVER_TXN = _Ended(SessionStateError, "this txn is over: use it inside its with block")
+_OVER = cast(_Transaction, _OVER_TXN)
+_FORKED_TXN = _Ended(
+    StorageError, "this process was forked inside this txn: open another in the child"
 )
-_FORKED = cast(
-    _Transaction,
-    _Ended(StorageError, "this process was forked inside this txn: open another in the child"),
-)
+_FORKED = cast(_Transaction, _FORKED_TXN)
 
 
 @final
@@ -124,13 +130,14 @@ class Txn:
     fails, nothing of it is kept, even if the exception is caught.
     """
 
-    __slots__ = ("_cursors", "_databases", "_failure", "_path", "_transaction")
+    __slots__ = ("_cursors", "_databases", "_edits", "_failure", "_path", "_transaction")
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._transaction = _OVER
         self._databases: dict[str, lmdb._Database] = {}
-        self._cursors: list[lmdb.Cursor[memoryview]] | None = None
+        self._cursors: set[lmdb.Cursor[memoryview]] | None = None
+        self._edits = 0
         self._failure: VzarrError | None = None
 
     def get(self, database: str, key: bytes) -> bytes | None:
@@ -173,6 +180,7 @@ class Txn:
         Raises ``FullError`` when the map is full, ``InvalidInputError`` for a key that is empty or
         longer than 511 bytes, ``ReadOnlyError`` in a read txn.
         """
+        self._edits += 1
         try:
             return self._transaction.put(
                 key, value, overwrite=overwrite, db=self._databases[database]
@@ -182,6 +190,7 @@ class Txn:
 
     def delete(self, database: str, key: bytes) -> bool:
         """Delete an entry, and tell whether there was one. O(log n)."""
+        self._edits += 1
         try:
             return self._transaction.delete(key, b"", self._databases[database])
         except lmdb.Error as error:
@@ -198,16 +207,17 @@ class Txn:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Give entries in the order of their keys: those that begin with ``prefix``.
 
-        The scan begins at ``start``, or the next key in its direction. With ``keys_only`` the
-        values are empty and the pages that hold them are not touched. O(log n) and O(1) an entry.
+        The scan begins at ``start``, or the next key in its direction. It may go on while the same
+        txn writes and deletes. With ``keys_only`` the values are empty, and the pages that hold
+        them are not touched. O(log n), then O(1) an entry.
         """
         try:
             cursor = self._transaction.cursor(self._databases[database])
         except lmdb.Error as error:
             raise self._failed(error) from error
         if self._cursors is None:
-            self._cursors = []
-        self._cursors.append(cursor)
+            self._cursors = set()
+        self._cursors.add(cursor)
         return self._walk(cursor, start, prefix, keys_only, reverse)
 
     def _walk(
@@ -224,15 +234,24 @@ class Txn:
             while found:
                 key = bytes(cursor.key())
                 if not key.startswith(prefix):
-                    return
+                    break
+                edits = self._edits
                 yield key, b"" if keys_only else bytes(cursor.value())
-                found = step()
+                found = step() if edits == self._edits else _seek_on(cursor, key, reverse)
         except lmdb.Error as error:
             raise self._failed(error) from error
+        finally:
+            cursor.close()
+            if self._cursors is not None:
+                self._cursors.discard(cursor)
 
     def _failed(self, error: lmdb.Error) -> VzarrError:
+        if self._transaction is _OVER:
+            # A scan that goes on after its txn, whose cursor is closed.
+            return _OVER_TXN.refusal()
         # What an exception left half done must not be committed by a caller who caught it.
         self._failure = _translate(error, self._path)
+        self._failure.__cause__ = error
         return self._failure
 
     def _start(self, transaction: _Transaction, databases: dict[str, lmdb._Database]) -> None:
@@ -271,6 +290,13 @@ def _seek_last(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) -> 
         # The start itself counts, the end of the prefix does not.
         return (cursor.set_range(start) and cursor.key() == start) or _before(cursor, start)
     return _before(cursor, end)
+
+
+def _seek_on(cursor: lmdb.Cursor[memoryview], key: bytes, reverse: bool) -> bool:
+    """Move on from a key, there or not: a cursor loses its way when others write and delete."""
+    if reverse:
+        return _before(cursor, key)
+    return cursor.set_range(key) and (cursor.key() != key or cursor.next())
 
 
 def _before(cursor: lmdb.Cursor[memoryview], key: bytes) -> bool:
@@ -482,18 +508,20 @@ def _flock_holder(descriptor: int) -> Holder | None:
 
 
 def _flock_pid(major: int, minor: int, inode: int) -> int | None:
+    likely = None
     # 2: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
     for line in _lines("/proc/locks"):
         fields = line.split()
-        if len(fields) < 6 or fields[1] != "FLOCK":
+        if len(fields) < 6 or fields[1] != "FLOCK" or not fields[5].endswith(f":{inode}"):
             continue
-        found = fields[5].split(":")
-        if len(found) != 3 or int(found[2]) != inode or int(fields[4]) <= 0:
-            continue
-        # Where stat() gives volumes numbers of their own (btrfs, major 0), the kernel does not here.
-        if major == 0 or (int(found[0], 16), int(found[1], 16)) == (major, minor):
-            return int(fields[4])
-    return None
+        # Zero stands for a process that we cannot see from our container.
+        pid = int(fields[4]) or None
+        if fields[5] == f"{major:02x}:{minor:02x}:{inode}":
+            return pid
+        if major == 0:
+            # stat() gives volumes numbers of their own (btrfs), which the kernel does not use here.
+            likely = pid
+    return likely
 
 
 def _command(pid: int) -> str:
@@ -588,7 +616,7 @@ def _open_once(path: str) -> tuple[int, int]:
         return os.open(path, os.O_RDWR | flags), 0
     except OSError as error:
         refusal = error.errno or errno.EACCES
-        if refusal not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR):
+        if refusal not in (*_REFUSALS, errno.EISDIR):
             raise _cannot_open(path, error) from error
     try:
         return os.open(path, os.O_RDONLY | flags), refusal
@@ -620,7 +648,7 @@ def _examine(path: str, descriptor: int, *, writable: bool) -> Probe:
     be missing for good reasons; a writer adds them, a reader waits for a writer to do so.
     """
     for _ in range(_ATTEMPTS):
-        found = probe(path)
+        found = _require_ours(path)
         missing = found.required_bytes - found.file_bytes
         if missing <= 0:
             break
@@ -640,6 +668,11 @@ def _examine(path: str, descriptor: int, *, writable: bool) -> Probe:
             "they were never used",
             path=path,
         )
+    return found
+
+
+def _require_ours(path: str) -> Probe:
+    found = probe(path)
     if not found.databases.issuperset(DATABASES):
         raise NotARepositoryError(
             f"{path} is an LMDB file of another program: give the path of a vzarr repository",
@@ -651,12 +684,23 @@ def _examine(path: str, descriptor: int, *, writable: bool) -> Probe:
 def _extend(path: str, descriptor: int, size: int) -> None:
     """Make a file that long; never shorter, whatever others do to it meanwhile."""
     try:
-        if sys.platform == "linux":
-            os.posix_fallocate(descriptor, size - 1, 1)
-        elif os.fstat(descriptor).st_size < size:
-            os.pwrite(descriptor, b"\0", size - 1)
+        _allocate(descriptor, size - 1, 1)
     except OSError as error:
         raise _os_error(error, f"cannot extend {path}") from error
+
+
+def _allocate(descriptor: int, offset: int, length: int) -> None:
+    """Reserve space beyond the end of a file, as zeros."""
+    if sys.platform != "darwin":
+        try:
+            os.posix_fallocate(descriptor, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        else:
+            return
+    if os.fstat(descriptor).st_size < offset + length:
+        os.pwrite(descriptor, bytes(length), offset)
 
 
 def _os_error(error: OSError, what: str) -> StorageError:
@@ -682,7 +726,7 @@ def _allocate_lock_file(path: str) -> None:
         if os.geteuid() == 0 and owner.st_uid != 0:
             # A lock file of root's would keep the owner of the data out of it.
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        _extend_fully(descriptor, _LOCK_FILE_BYTES)
+        _allocate(descriptor, 0, _LOCK_FILE_BYTES)
     except OSError as error:
         os.unlink(lock_path)
         raise _os_error(error, f"cannot create {lock_path}") from error
@@ -690,18 +734,62 @@ def _allocate_lock_file(path: str) -> None:
         os.close(descriptor)
 
 
-def _extend_fully(descriptor: int, size: int) -> None:
-    if sys.platform == "linux":
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.pwrite(descriptor, bytes(size), 0)
-
-
 def _nobody_writes(path: str) -> bool:
-    """Tell whether a file is on read-only media, or no business of ours to lock."""
+    """Tell whether a file is on read-only media, or in a place where we may write nothing."""
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         return True
-    return not os.access(path, os.W_OK) and not os.access(os.path.dirname(path), os.W_OK)
+    return not any(os.access(name, os.W_OK) for name in (path, os.path.dirname(path)))
+
+
+# ---- Opening --------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """One opening of a file by LMDB."""
+
+    handle: lmdb.Environment
+    databases: dict[str, lmdb._Database]
+    page_size: int
+
+    def extent(self) -> int:
+        """Give the bytes of the file up to its last page."""
+        return (self.handle.info()["last_pgno"] + 1) * self.page_size
+
+
+def _open(path: str, key: tuple[int, int], gate: _Gate, *, writable: bool) -> _Opened:
+    """Open a file after all checks. A writer must be through the gate."""
+    _require_in_place(path, key)
+    found = _examine(path, gate.descriptor, writable=writable)
+    _allocate_lock_file(path)
+    try:
+        handle = _map_for_writing(path, found) if writable else _map_for_reading(path, found)
+    except lmdb.Error as error:
+        raise _cannot_map(error, path) from error
+    try:
+        handle.reader_check()
+        _require_own_lock_file(path, handle)
+        databases = _open_databases(handle, writable=writable)
+    except BaseException as error:
+        handle.close()
+        if isinstance(error, lmdb.Error):
+            raise _translate(error, path) from error
+        raise
+    return _Opened(handle, databases, found.page_size)
+
+
+def _map_for_writing(path: str, found: Probe) -> lmdb.Environment:
+    return _map(path, found.file_bytes, lock=True)
+
+
+def _map_for_reading(path: str, found: Probe) -> lmdb.Environment:
+    try:
+        return _map(path, found.file_bytes, readonly=True, lock=True)
+    except lmdb.Error as error:
+        if _code(error) not in _REFUSALS or not _nobody_writes(path):
+            raise
+    return _map(path, found.file_bytes, readonly=True, lock=False)
 
 
 def _map(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
@@ -730,6 +818,69 @@ def _map(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
             if size <= floor:
                 raise
             size = max(size // 2, floor)
+
+
+def _cannot_map(error: lmdb.Error, path: str) -> VzarrError:
+    if _code(error) in _REFUSALS:
+        return StorageError(
+            f"{path}-lock cannot be opened for writing, which LMDB needs even to read: give "
+            "yourself the permission, or take that to write the directory away",
+            code=_code(error),
+        )
+    if "already open" in str(error):
+        return StorageError(
+            f"{path} replaced a file that is still open in this process: close that one first"
+        )
+    return _translate(error, path)
+
+
+def _open_databases(handle: lmdb.Environment, *, writable: bool) -> dict[str, lmdb._Database]:
+    """Open all databases, once: without a txn of ours, py-lmdb could lock up the process."""
+    if not writable:
+        return {name: handle.open_db(name.encode(), create=False) for name in DATABASES}
+    with handle.begin(write=True) as transaction:
+        return {
+            name: handle.open_db(name.encode(), txn=transaction, create=False) for name in DATABASES
+        }
+
+
+def _require_in_place(path: str, key: tuple[int, int]) -> None:
+    """Raise ``StorageError`` if the path no longer leads to the file that is open."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} was deleted or moved while it was open, and what is written now would be "
+            "lost: open it where it is now",
+            code=error.errno,
+        ) from error
+    if (status.st_dev, status.st_ino) != key:
+        raise StorageError(
+            f"{path} was replaced by another file while it was open, and what is written now would "
+            "be lost: close it everywhere and open it again",
+            code=errno.ESTALE,
+        )
+
+
+def _require_own_lock_file(path: str, handle: lmdb.Environment) -> None:
+    """Raise ``StorageError`` if the lock file counts the txns of another data file.
+
+    That is so if the data file was replaced and somebody has the old one open.
+    """
+    for _ in range(_ATTEMPTS):
+        earliest = probe(path).txn_id
+        with handle.begin() as transaction:
+            counted = transaction.id()
+        # Its place among the readers is free when the last reference is gone.
+        del transaction
+        if earliest <= counted <= probe(path).txn_id:
+            return
+        # Between a commit's last write and its last count.
+        time.sleep(_MOMENT)
+    raise StorageError(
+        f"{path} replaced a file that a process still has open, and shares its lock file: close "
+        "all that use it, or move this file to another name"
+    )
 
 
 # ---- Errors ---------------------------------------------------------------------------------
@@ -763,7 +914,7 @@ def _translate(error: lmdb.Error, path: str) -> VzarrError:
             f"{path} has {_MAX_READERS} readers, which is the most that LMDB takes: close some",
             code=errno.EAGAIN,
         )
-    if isinstance(error, lmdb.DiskError) or error.code in _FULL_CODES:
+    if isinstance(error, lmdb.DiskError) or _code(error) in _FULL_CODES:
         return _full(path, error)
     if isinstance(error, lmdb.PanicError):
         return StorageError(
@@ -771,8 +922,13 @@ def _translate(error: lmdb.Error, path: str) -> VzarrError:
             code=errno.EIO,
         )
     return StorageError(
-        f"LMDB failed on {path}: {reason}", code=error.code if error.code > 0 else None
+        f"LMDB failed on {path}: {reason}", code=_code(error) if _code(error) > 0 else None
     )
+
+
+def _code(error: lmdb.Error) -> int:
+    # Errors of py-lmdb's own making have none.
+    return getattr(error, "code", 0)
 
 
 def _full(path: str, error: lmdb.Error) -> FullError:
@@ -784,7 +940,7 @@ def _full(path: str, error: lmdb.Error) -> FullError:
     return FullError(
         f"{path} could not be written{room}; the disk or a quota is full, a limit on the size of "
         f"files is reached, or the device failed; the repository is as it was: {error}",
-        code=error.code if error.code > 0 else errno.EIO,
+        code=_code(error) if _code(error) > 0 else errno.EIO,
     )
 
 
@@ -824,15 +980,13 @@ class Environment:
 
     __slots__ = (
         "_activity",
-        "_databases",
         "_gate",
         "_key",
-        "_lmdb",
         "_lost",
-        "_page_size",
+        "_map_was_full",
+        "_opened",
         "_refusal",
         "_users",
-        "_wanted_map_bytes",
         "_writable",
         "path",
     )
@@ -844,12 +998,11 @@ class Environment:
         # The error number if the file is not for us to write.
         self._refusal = refusal
         self._activity = _Activity()
-        self._lmdb: lmdb.Environment | None = None
-        self._databases: dict[str, lmdb._Database] = {}
+        # None until it is opened, and whenever LMDB has to be opened anew at the next use.
+        self._opened: _Opened | None = None
         self._writable = False
         self._users = 0
-        self._page_size = 0
-        self._wanted_map_bytes = 0
+        self._map_was_full = False
         # Why the file can never be used again in this process.
         self._lost = ""
 
@@ -874,6 +1027,7 @@ class Environment:
             _require_local(path)
         with _draft(path) as draft:
             _write_draft(draft, initialise)
+            had_lock_file = os.path.lexists(path + "-lock")
             _publish(draft, path)
         try:
             return cls.open(
@@ -881,6 +1035,9 @@ class Environment:
             )
         except BaseException:
             os.unlink(path)
+            if not had_lock_file:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + "-lock")
             raise
 
     @classmethod
@@ -911,6 +1068,33 @@ class Environment:
             raise
         return environment
 
+    @classmethod
+    def delete(cls, path: str, *, timeout: float | None = _OPEN_TIMEOUT) -> None:
+        """Delete a file and LMDB's lock file beside it.
+
+        Raises ``SessionStateError`` while this process has it open, ``BusyError`` while another
+        one writes it, ``NotFoundError`` and ``StorageError``. Another process that has it open
+        keeps reading what it has; its next write says that the file is gone.
+        """
+        path = _real(path)
+        environment = _registry.claim(path)
+        try:
+            if environment._users > 1:
+                raise SessionStateError(
+                    f"{path} is open in this process; close its repositories and sessions first"
+                )
+            environment._gate.acquire(timeout)
+            try:
+                os.unlink(path)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + "-lock")
+            except OSError as error:
+                raise _os_error(error, f"cannot delete {path}") from error
+            finally:
+                environment._gate.release()
+        finally:
+            environment.close()
+
     def close(self) -> None:
         """Give the file back; it is closed when all who opened it have. Waits for open txns.
 
@@ -922,7 +1106,7 @@ class Environment:
             _registry.unclaim(self, last=True)
             # Whoever opens it from here on finds it closed, and has to be alone to open it.
             if not self._users:
-                self._close_lmdb()
+                self._close_handle()
                 self._writable = False
         _registry.forget(self)
 
@@ -954,28 +1138,28 @@ class Environment:
 
     def sync(self) -> None:
         """Make everything that was committed durable. One flush of the disk."""
-        with _Inside(self) as handle:
-            handle.sync(True)
+        with _Inside(self) as opened:
+            opened.handle.sync(True)
 
     def last_txn_id(self) -> int:
         """Give the number of the newest commit, by whatever process. About a microsecond."""
-        with _Inside(self) as handle:
-            return handle.info()["last_txnid"]
+        with _Inside(self) as opened:
+            return opened.handle.info()["last_txnid"]
 
     def info(self) -> EnvironmentInfo:
         """Give the figures of the file. O(number of readers)."""
-        with self.read() as txn, _Inside(self) as handle:
-            page_size = handle.stat()["psize"]
-            stats = [txn._transaction.stat(database) for database in self._databases.values()]
-            info = handle.info()
+        with self.read() as txn, _Inside(self) as opened:
+            info, page_size = opened.handle.info(), opened.page_size
+            databases = (None, *opened.databases.values())
+            pages = 2 + sum(_pages(txn._transaction, database) for database in databases)
             return EnvironmentInfo(
                 path=self.path,
                 file_bytes=os.fstat(self._gate.descriptor).st_size,
-                used_bytes=page_size * (2 + sum(map(_pages, [handle.stat(), *stats]))),
+                used_bytes=pages * page_size,
                 map_bytes=info["map_size"],
                 page_size=page_size,
                 last_txn_id=info["last_txnid"],
-                readers=max(0, len(handle.readers().splitlines()) - 1),
+                readers=max(0, len(opened.handle.readers().splitlines()) - 1),
                 max_readers=info["max_readers"],
                 entries={name: txn.count(name) for name in DATABASES},
             )
@@ -999,11 +1183,11 @@ class Environment:
     def _try_begin(self, txn: Txn, *, write: bool) -> lmdb.Error | None:
         self._activity.enter(txn)
         try:
-            if self._lmdb is None:
-                obstacle: lmdb.Error = _NotOpenError("not open")
-            else:
-                txn._start(self._lmdb.begin(write=write, buffers=True), self._databases)
+            opened = self._opened
+            if opened is not None:
+                txn._start(opened.handle.begin(write=write, buffers=True), opened.databases)
                 return None
+            obstacle: lmdb.Error = _NotOpenError("not open")
         except lmdb.Error as error:
             obstacle = error
         except BaseException:
@@ -1017,15 +1201,15 @@ class Environment:
             self._revive()
         elif isinstance(obstacle, lmdb.PanicError):
             with self._activity.alone():
-                self._close_lmdb()
+                self._close_handle()
         elif isinstance(obstacle, lmdb.MapResizedError):
+            # Another process let the file grow beyond our map: take the size that it recorded.
             with self._activity.alone():
-                if self._lmdb is not None:
-                    self._resize(self._lmdb, 0)
+                self._resize(0)
         elif isinstance(obstacle, lmdb.ReadersFullError):
-            # The places of processes that were killed.
-            with _Inside(self) as handle:
-                handle.reader_check()
+            # Processes that were killed leave their places taken.
+            with _Inside(self) as opened:
+                opened.handle.reader_check()
         else:
             raise _translate(obstacle, self.path) from obstacle
 
@@ -1040,7 +1224,7 @@ class Environment:
             )
         self._gate.acquire(timeout)
         try:
-            self._require_in_place()
+            _require_in_place(self.path, self._key)
             self._make_room(room)
             txn = Txn(self.path)
             self._begin(txn, write=True)
@@ -1054,7 +1238,7 @@ class Environment:
         if transaction is _FORKED:
             # The txn goes on in the parent; of gate and activity the child has new ones.
             if commit:
-                transaction.commit()
+                raise _FORKED_TXN.refusal()
             return
         try:
             txn._close_cursors()
@@ -1067,6 +1251,8 @@ class Environment:
             txn._end()
             self._activity.leave(txn)
             self._gate.release()
+        if isinstance(txn._failure, FullError):
+            self._map_was_full = isinstance(txn._failure.__cause__, lmdb.MapFullError)
         if commit and txn._failure is not None:
             raise txn._failure
 
@@ -1076,16 +1262,17 @@ class Environment:
         except lmdb.Error as error:
             txn._failed(error)
         else:
-            if self._lmdb is not None:
-                self._complete_file(self._lmdb)
+            self._complete_file()
 
-    def _complete_file(self, handle: lmdb.Environment) -> None:
+    def _complete_file(self) -> None:
         """Give the file the length that its meta page claims.
 
         Pages that a txn took at the end and freed again are never written; whoever opened the file
         now would have to take it for one that was cut off.
         """
-        required = (handle.info()["last_pgno"] + 1) * self._page_size
+        if self._opened is None:
+            return
+        required = self._opened.extent()
         if os.fstat(self._gate.descriptor).st_size < required:
             # The commit is made. If the disk is full now, the next one to open the file tries.
             with contextlib.suppress(StorageError):
@@ -1093,31 +1280,31 @@ class Environment:
 
     def _make_room(self, room: int) -> None:
         """Let the map grow before a txn would not fit. Must be called behind the gate."""
-        with _Inside(self) as handle:
-            info = handle.info()
-        needed = (info["last_pgno"] + 1) * self._page_size + 2 * room + MAP_SLACK_BYTES
-        needed = max(needed, self._wanted_map_bytes)
-        self._wanted_map_bytes = 0
-        if needed <= info["map_size"]:
-            return
-        with self._activity.alone():
-            if self._lmdb is not None:
-                self._resize(self._lmdb, max(2 * needed, 2 * info["map_size"]))
+        with _Inside(self) as opened:
+            map_bytes = opened.handle.info()["map_size"]
+            needed = opened.extent() + 2 * room + MAP_SLACK_BYTES
+        if self._map_was_full:
+            needed, self._map_was_full = max(needed, 2 * map_bytes), False
+        if needed > map_bytes:
+            with self._activity.alone():
+                self._resize(max(2 * needed, 2 * map_bytes))
 
-    def _resize(self, handle: lmdb.Environment, size: int) -> None:
+    def _resize(self, size: int) -> None:
         """Map the file anew; size 0 takes the one recorded in it. The caller must be alone."""
+        if self._opened is None:
+            return
         try:
-            handle.set_mapsize(size)
+            self._opened.handle.set_mapsize(size)
         except lmdb.Error as error:
             # The old map is gone already: open the file again at the next use.
-            self._close_lmdb()
+            self._close_handle()
             if size:
                 raise _translate(error, self.path) from error
 
     # -- behind opening --
 
     def _serves(self, *, writable: bool) -> bool:
-        return self._lmdb is not None and (self._writable or not writable)
+        return self._opened is not None and (self._writable or not writable)
 
     def _prepare(self, timeout: float | None, *, writable: bool) -> None:
         """Have LMDB open, at least in the mode asked for."""
@@ -1125,6 +1312,8 @@ class Environment:
             return
         if self._lost:
             raise StorageError(self._lost)
+        # Before all else, so that we do not wait for a lock on the file of another program.
+        _require_ours(self.path)
         if writable and self._refusal:
             raise StorageError(
                 f"{self.path} cannot be opened for writing: {os.strerror(self._refusal)}",
@@ -1135,7 +1324,9 @@ class Environment:
         passage = self._passage(timeout) if writable else contextlib.nullcontext()
         with passage, self._activity.alone():
             if not self._serves(writable=writable):
-                self._open_lmdb(writable=writable)
+                self._close_handle()
+                self._opened = _open(self.path, self._key, self._gate, writable=writable)
+                self._writable = writable
 
     @contextlib.contextmanager
     def _passage(self, timeout: float | None) -> Iterator[None]:
@@ -1148,88 +1339,16 @@ class Environment:
         finally:
             self._gate.release()
 
-    def _open_lmdb(self, *, writable: bool) -> None:
-        self._close_lmdb()
-        self._require_in_place()
-        found = _examine(self.path, self._gate.descriptor, writable=writable)
-        _allocate_lock_file(self.path)
-        try:
-            handle = (
-                _map_writable(self.path, found) if writable else _map_readable(self.path, found)
-            )
-        except lmdb.Error as error:
-            raise self._cannot_map(error) from error
-        try:
-            self._databases = _open_databases(handle, writable=writable)
-            self._require_own_lock_file(handle)
-            handle.reader_check()
-        except BaseException as error:
-            handle.close()
-            if isinstance(error, lmdb.Error):
-                raise _translate(error, self.path) from error
-            raise
-        self._lmdb, self._writable, self._page_size = handle, writable, found.page_size
-
-    def _cannot_map(self, error: lmdb.Error) -> VzarrError:
-        if isinstance(error, lmdb.ReadonlyError):
-            return StorageError(
-                f"{self.path}-lock cannot be opened for writing, which LMDB needs even to read: "
-                "give yourself the permission, or make the directory read-only too",
-                code=errno.EACCES,
-            )
-        if error.code == 0 and "already open" in str(error):
-            return StorageError(
-                f"{self.path} replaced a file that is still open in this process: close that one"
-            )
-        return _translate(error, self.path)
-
-    def _require_own_lock_file(self, handle: lmdb.Environment) -> None:
-        """Raise ``StorageError`` if the lock file counts the txns of another data file.
-
-        That is so if the data file was replaced and somebody has the old one open.
-        """
-        for _ in range(_ATTEMPTS):
-            earliest = probe(self.path).txn_id
-            with handle.begin() as transaction:
-                counted = transaction.id()
-            del transaction
-            if earliest <= counted <= probe(self.path).txn_id:
-                return
-            # Between a commit's last write and its last count.
-            time.sleep(_MOMENT)
-        raise StorageError(
-            f"{self.path} replaced a file that a process still has open, and shares its lock file: "
-            "close all that use it, or move this file to another name"
-        )
-
-    def _require_in_place(self) -> None:
-        """Raise ``StorageError`` if the path no longer leads to the file that is open."""
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            raise StorageError(
-                f"{self.path} was deleted or moved while it was open; what is written now would be "
-                "lost: open it where it is now",
-                code=error.errno,
-            ) from error
-        if (status.st_dev, status.st_ino) != self._key:
-            raise StorageError(
-                f"{self.path} was replaced by another file while it was open; what is written now "
-                "would be lost: close it everywhere and open it again",
-                code=errno.ESTALE,
-            )
-
     def _revive(self) -> None:
         """Open LMDB again after a fork, a panic or a failed growth."""
         if not self._users:
             raise self._closed()
-        self._prepare(None, writable=self._writable)
+        self._prepare(_OPEN_TIMEOUT, writable=self._writable)
 
-    def _close_lmdb(self) -> None:
-        handle, self._lmdb = self._lmdb, None
-        self._databases = {}
-        if handle is not None:
-            handle.close()
+    def _close_handle(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.handle.close()
 
     def _closed(self) -> SessionStateError:
         return SessionStateError(f"{self.path} is closed: open it again")
@@ -1238,8 +1357,7 @@ class Environment:
 
     def _after_fork(self, *, quiet: bool) -> None:
         """Make the child's copy usable: whatever the parent had open is not ours to end."""
-        handle, self._lmdb = self._lmdb, None
-        self._databases = {}
+        opened, self._opened = self._opened, None
         inside = self._activity.inside()
         self._activity = _Activity()
         self._gate.close()
@@ -1248,27 +1366,25 @@ class Environment:
         except VzarrError as error:
             self._gate = _Gate(self.path, -1)
             self._lost = str(error)
-        if handle is None:
-            return
-        if quiet:
-            handle.close()
-            return
-        for who in inside:
-            if isinstance(who, Txn):
-                who._abandon()
-        _leak(handle)
-        self._lost = (
-            f"this process was forked while {self.path} was in use, and cannot use it: "
-            'end all txns before a fork, or start processes with "spawn" or "forkserver"'
-        )
+        if opened is not None and quiet:
+            opened.handle.close()
+        elif opened is not None:
+            for who in inside:
+                if isinstance(who, Txn):
+                    who._abandon()
+            _leak(opened.handle)
+            self._lost = (
+                f"this process was forked while {self.path} was in use, and cannot use it: end "
+                'all txns before a fork, or start processes with "spawn" or "forkserver"'
+            )
 
     def _at_exit(self) -> None:
         if self._activity.shut(_EXIT_TIMEOUT):
-            self._close_lmdb()
+            self._close_handle()
             self._activity.open()
-        elif self._lmdb is not None:
+        elif self._opened is not None:
             # A daemon thread that will never run again has a txn: closing would wait for it.
-            _leak(self._lmdb)
+            _leak(self._opened.handle)
 
 
 class _NotOpenError(lmdb.Error):
@@ -1332,12 +1448,12 @@ class _Inside:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
-    def __enter__(self) -> lmdb.Environment:
+    def __enter__(self) -> _Opened:
         while True:
             self._environment._activity.enter(self)
-            handle = self._environment._lmdb
-            if handle is not None:
-                return handle
+            opened = self._environment._opened
+            if opened is not None:
+                return opened
             self._environment._activity.leave(self)
             self._environment._revive()
 
@@ -1352,30 +1468,8 @@ class _Inside:
             raise _translate(error, self._environment.path) from error
 
 
-def _map_writable(path: str, found: Probe) -> lmdb.Environment:
-    return _map(path, found.file_bytes, lock=True)
-
-
-def _map_readable(path: str, found: Probe) -> lmdb.Environment:
-    try:
-        return _map(path, found.file_bytes, readonly=True, lock=True)
-    except lmdb.ReadonlyError:
-        if not _nobody_writes(path):
-            raise
-        return _map(path, found.file_bytes, readonly=True, lock=False)
-
-
-def _open_databases(handle: lmdb.Environment, *, writable: bool) -> dict[str, lmdb._Database]:
-    """Open all databases, once: without a txn of ours, py-lmdb could lock up the process."""
-    if not writable:
-        return {name: handle.open_db(name.encode(), create=False) for name in DATABASES}
-    with handle.begin(write=True) as transaction:
-        return {
-            name: handle.open_db(name.encode(), txn=transaction, create=False) for name in DATABASES
-        }
-
-
-def _pages(stat: dict[str, int]) -> int:
+def _pages(transaction: _Transaction, database: lmdb._Database | None) -> int:
+    stat = transaction.stat(database)
     return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 

@@ -2,7 +2,7 @@
 
 Classes are grouped by what a handler would do about them. A builtin is mixed in where a caller
 would already catch it: ``KeyError`` for what is not found, ``ValueError`` for bad input,
-``TimeoutError`` for a lock, ``OSError`` for a full disk. Values that a handler needs are attributes.
+``TimeoutError`` for a lock, ``OSError`` for a full disk. What a handler needs is in attributes.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ DIGEST_ALGORITHM = "blake3-256"
 DIGEST_BYTES = 32
 MAX_CHUNK_BYTES = 2**32 - 1
 """LMDB holds no larger value, and lengths are stored in 32 bits."""
+MAX_NDIM = 64
+"""An array has no more dimensions, as in NumPy."""
 
 Digest = NewType("Digest", bytes)
 """BLAKE3-256 of an object, 32 bytes."""
@@ -71,6 +73,9 @@ def key_hash(key: bytes) -> int:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# What Python's datetime can tell, in microseconds since the epoch.
+_FIRST_TIME = -62_135_596_800_000_000
+_LAST_TIME = 253_402_300_799_999_999
 
 
 def to_microseconds(time: datetime) -> int:
@@ -79,18 +84,18 @@ def to_microseconds(time: datetime) -> int:
 
 
 def from_microseconds(time: int) -> datetime:
-    """The time, in UTC, that many microseconds after 1970-01-01 UTC."""
+    """Give the time, in UTC, that many microseconds after 1970-01-01 UTC."""
     return _EPOCH + time * _MICROSECOND
 
 
 # ── records, the common part ─────────────────────────────────────────────────────────────────────
 
 _T = TypeVar("_T")
+_JSON_SCALARS = (str, int, float, type(None))
 
 
 def _pack(value: Any) -> bytes:
-    packed = msgpack.packb(value, use_bin_type=True)
-    assert isinstance(packed, bytes)
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
     return packed
 
 
@@ -101,7 +106,9 @@ def _unpack(data: bytes, what: str) -> Any:
         raise CorruptError(f"the {what} is damaged: {error or type(error).__name__}") from error
 
 
-def _decode(data: bytes, what: str, build: Callable[[Any], _T], encode: Callable[[_T], bytes]) -> _T:
+def _decode(
+    data: bytes, what: str, build: Callable[[Any], _T], encode: Callable[[_T], bytes]
+) -> _T:
     """Decode a record and prove that encoding it gives the same bytes again."""
     fields = _unpack(data, what)
     try:
@@ -116,6 +123,7 @@ def _decode(data: bytes, what: str, build: Callable[[Any], _T], encode: Callable
         LookupError,
         AttributeError,
         OverflowError,
+        RecursionError,
         struct.error,
     ) as error:
         raise CorruptError(f"the {what} is damaged: {error or type(error).__name__}") from error
@@ -124,21 +132,43 @@ def _decode(data: bytes, what: str, build: Callable[[Any], _T], encode: Callable
     return record
 
 
-def _assert_digest(value: object) -> None:
-    assert isinstance(value, bytes), "a digest must be bytes"
-    assert len(value) == DIGEST_BYTES, "a digest has 32 bytes"
+def _require(condition: bool, what: str) -> None:
+    """Assert. Decoders rely on it as much as encoders, so ``python -O`` must not drop it."""
+    if not condition:
+        raise AssertionError(what)
 
 
-def _assert_text(*values: object) -> None:
+def _require_digest(value: object) -> None:
+    _require(isinstance(value, bytes) and len(value) == DIGEST_BYTES, "a digest has 32 bytes")
+
+
+def _require_text(*values: object) -> None:
     for value in values:
-        assert isinstance(value, str), "text expected"
+        _require(isinstance(value, str), "text expected")
 
 
-def _assert_natural(*values: object) -> None:
+def _require_natural(*values: object) -> None:
     for value in values:
-        assert isinstance(value, int), "an integer expected"
-        assert not isinstance(value, bool), "an integer expected"
-        assert 0 <= value < 2**64, "an integer of 64 bits expected"
+        _require(type(value) is int and 0 <= value < 2**64, "a natural number of 64 bits expected")
+
+
+def _require_time(time: object) -> None:
+    is_time = type(time) is int and _FIRST_TIME <= time <= _LAST_TIME
+    _require(is_time, "a time is an integer, of the years 1 to 9999")
+
+
+def _require_json(value: object) -> None:
+    """Assert that a value is of JSON's types and no others that msgpack knows."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            _require_text(*item)
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+        else:
+            _require(isinstance(item, _JSON_SCALARS), "a value is not of JSON's types")
 
 
 # ── meta ─────────────────────────────────────────────────────────────────────────────────────────
@@ -154,17 +184,19 @@ class FormatRecord:
 
 def encode_format(record: FormatRecord) -> bytes:
     """Encode the record at ``meta/format``."""
-    _assert_natural(record.version, record.min_reader_version)
+    _require_natural(record.version, record.min_reader_version)
+    _require(0 < record.min_reader_version <= record.version, "versions begin at 1")
     return _pack([MAGIC, record.version, record.min_reader_version])
 
 
 def decode_format(data: bytes) -> FormatRecord:
-    """Decode the record at ``meta/format``; a newer version may have more fields after these."""
-    fields = _unpack(data, "format record")
-    match fields:
-        case [str(magic), int(version), int(min_reader_version), *_] if magic == MAGIC:
-            return FormatRecord(version, min_reader_version)
-    raise CorruptError("the format record is damaged: it does not begin with vzarr's magic")
+    """Decode the record at ``meta/format``; that of a newer version may have more fields."""
+    what = "format record"
+    fields = _unpack(data, what)
+    if not isinstance(fields, list) or len(fields) < 3 or fields[0] != MAGIC:
+        raise CorruptError(f"the {what} is damaged: it does not begin with vzarr's magic")
+    known = _pack(fields[:3]) if type(fields[1]) is int and fields[1] > FORMAT_VERSION else data
+    return _decode(known, what, lambda fields: FormatRecord(*fields[1:]), encode_format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,20 +212,17 @@ class RepositoryRecord:
 
 def encode_repository(record: RepositoryRecord) -> bytes:
     """Encode the record at ``meta/repository``."""
-    assert len(record.id) == 16
-    _assert_natural(record.created)
+    _require(isinstance(record.id, bytes) and len(record.id) == 16, "a UUID has 16 bytes")
+    _require_time(record.created)
+    _require(record.digest_algorithm == DIGEST_ALGORITHM, "unknown digest algorithm")
     return _pack([record.id, record.created, record.digest_algorithm])
 
 
 def decode_repository(data: bytes) -> RepositoryRecord:
     """Decode the record at ``meta/repository``."""
-
-    def build(fields: Any) -> RepositoryRecord:
-        identity, created, algorithm = fields
-        _assert_text(algorithm)
-        return RepositoryRecord(identity, created, algorithm)
-
-    return _decode(data, "repository record", build, encode_repository)
+    return _decode(
+        data, "repository record", lambda fields: RepositoryRecord(*fields), encode_repository
+    )
 
 
 # ── commits, tags, reflog, sessions ──────────────────────────────────────────────────────────────
@@ -215,10 +244,11 @@ class CommitRecord:
 def encode_commit(record: CommitRecord) -> bytes:
     """Encode a commit; its digest is the commit's id."""
     for digest in (*record.parents, record.root):
-        _assert_digest(digest)
-    _assert_text(record.author, record.message)
-    assert isinstance(record.time, int)
-    assert isinstance(record.metadata, Mapping)
+        _require_digest(digest)
+    _require_text(record.author, record.message)
+    _require_time(record.time)
+    metadata = dict(record.metadata)
+    _require_json(metadata)
     return _pack(
         [
             list(record.parents),
@@ -226,7 +256,7 @@ def encode_commit(record: CommitRecord) -> bytes:
             record.author,
             record.time,
             record.message,
-            dict(record.metadata),
+            metadata,
         ]
     )
 
@@ -253,9 +283,9 @@ class TagRecord:
 
 def encode_tag(record: TagRecord) -> bytes:
     """Encode a tag."""
-    _assert_digest(record.commit)
-    _assert_text(record.message, record.author)
-    assert isinstance(record.time, int)
+    _require_digest(record.commit)
+    _require_text(record.message, record.author)
+    _require_time(record.time)
     return _pack([record.commit, record.message, record.author, record.time])
 
 
@@ -279,11 +309,12 @@ class ReflogRecord:
 
 def encode_reflog(record: ReflogRecord) -> bytes:
     """Encode a reflog record."""
+    _require(record.old is not None or record.new is not None, "a branch moves from or to a commit")
     for digest in (record.old, record.new):
         if digest is not None:
-            _assert_digest(digest)
-    _assert_text(record.author, record.operation)
-    assert isinstance(record.time, int)
+            _require_digest(digest)
+    _require_text(record.author, record.operation)
+    _require_time(record.time)
     return _pack([record.old, record.new, record.author, record.time, record.operation])
 
 
@@ -298,13 +329,13 @@ def reflog_key(branch: str, sequence: int) -> bytes:
 
 
 def reflog_prefix(branch: str) -> bytes:
-    """The common prefix of the keys of a branch's reflog; no branch name holds a zero byte."""
+    """Give the common prefix of the keys of a branch's reflog; no name holds a zero byte."""
     return branch.encode() + b"\0"
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """A writing session that staged chunks before its commit: whose it is and what it began from."""
+    """A writing session that staged chunks ahead of its commit: whose it is, and its base."""
 
     pid: int
     process_started: int
@@ -320,11 +351,12 @@ class LeaseRecord:
 
 def encode_lease(record: LeaseRecord) -> bytes:
     """Encode a session's lease."""
-    _assert_natural(record.pid, record.process_started, record.created)
-    _assert_text(record.host, record.branch)
-    _assert_digest(record.base)
+    _require_natural(record.pid, record.process_started)
+    _require_time(record.created)
+    _require_text(record.host, record.branch)
+    _require_digest(record.base)
     if record.staged is not None:
-        _assert_digest(record.staged)
+        _require_digest(record.staged)
     return _pack(
         [
             record.pid,
@@ -345,7 +377,7 @@ def decode_lease(data: bytes) -> LeaseRecord:
 
 def session_key(session_id: bytes, batch: int) -> bytes:
     """Order a session's records: 0 is its lease, 1 and up list the digests of a staged batch."""
-    assert len(session_id) == 16
+    _require(len(session_id) == 16, "a session's id has 16 bytes")
     return session_id + batch.to_bytes(4, "big")
 
 
@@ -366,19 +398,25 @@ _U32 = struct.Struct("<I")
 
 def encode_blob(blob: Blob) -> bytes:
     """Encode a reference: 32 bytes of digest, 4 bytes of length, little-endian."""
+    _require_digest(blob.digest)
     return blob.digest + _U32.pack(blob.length)
 
 
 def decode_blob(data: bytes) -> Blob:
     """Decode a reference."""
-    if len(data) != BLOB_BYTES:
-        raise CorruptError(f"a chunk reference is damaged: {len(data)} bytes instead of 36")
+    _require_blob_bytes(data)
     return Blob(Digest(data[:DIGEST_BYTES]), int(_U32.unpack_from(data, DIGEST_BYTES)[0]))
 
 
 def blob_measure(data: bytes) -> tuple[int, int]:
     """Count and size in bytes of what an encoded reference stands for."""
+    _require_blob_bytes(data)
     return 1, int(_U32.unpack_from(data, DIGEST_BYTES)[0])
+
+
+def _require_blob_bytes(data: bytes) -> None:
+    if len(data) != BLOB_BYTES:
+        raise CorruptError(f"a chunk reference is damaged: {len(data)} bytes instead of 36")
 
 
 # ── chunk keys ───────────────────────────────────────────────────────────────────────────────────
@@ -424,6 +462,8 @@ class Layout:
 
     def spell(self, index_key: bytes) -> str:
         """Turn an index key back into the tail of a chunk's key."""
+        if len(index_key) != 4 * self.ndim:
+            raise CorruptError("a chunk index is damaged: a key has another number of dimensions")
         numbers = [str(number) for number in decode_coordinates(index_key)]
         if self.prefixed:
             return self.separator.join(["c", *numbers])
@@ -522,8 +562,9 @@ EMPTY_ENTRY = Entry({})
 def _pack_tree(tree: TreeRef | None) -> list[Any] | None:
     if tree is None:
         return None
-    _assert_digest(tree.digest)
-    _assert_natural(tree.count, tree.nbytes)
+    _require_digest(tree.digest)
+    _require_natural(tree.count, tree.nbytes)
+    _require(tree.count > 0, "the empty tree has no reference")
     return [tree.digest, tree.count, tree.nbytes]
 
 
@@ -541,9 +582,10 @@ def encode_entry(entry: Entry) -> bytes:
         documents += [_DOCUMENT_CODE[name], encode_blob(entry.documents[name])]
     layout = entry.layout
     if layout is not None:
-        _assert_natural(layout.encoding, layout.ndim)
-        assert layout.encoding <= 3
-    assert entry.index is None or layout is not None, "an index without a layout"
+        _require_natural(layout.encoding, layout.ndim)
+        _require(layout.encoding <= 3, "no such spelling of chunk keys")
+        _require(layout.ndim <= MAX_NDIM, "too many dimensions")
+    _require(entry.index is None or layout is not None, "an index without a layout")
     return _pack(
         [
             documents,

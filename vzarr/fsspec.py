@@ -1,25 +1,25 @@
 """The fsspec file system ``vzarr://path/ocean.vzarr``, for ``zarr.open`` and all that take a URL.
 
 fsspec finds it through the entry point ``fsspec.specs``. It reads the head of branch main as it is
-at each call, or with ``ref=`` one snapshot, and writes with autocommit. It copes with one file at
-a time and without transactions: ``repo.transaction`` is the better way to write.
+at each call, or with ``ref=`` one snapshot, and writes with autocommit. It copes with one key at a
+time and without transactions: ``repo.transaction`` is the better way to write.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from datetime import datetime
+from io import BytesIO
 from typing import Any, ClassVar, final
 
 from fsspec.asyn import AsyncFileSystem
 
-from vzarr.errors import InvalidInputError, NotFoundError, VzarrError
+from vzarr.errors import InvalidInputError, NotFoundError, ReadOnlyError
+from vzarr.repository import Mode, Repository
 from vzarr.repository import open as open_repository
 from vzarr.session import Session
-from vzarr.store import VzarrStore
-
-SUFFIX = ".vzarr"
-SCHEME = "vzarr://"
+from vzarr.store import SCHEME, SUFFIX
 
 
 @final
@@ -32,13 +32,18 @@ class VzarrFileSystem(AsyncFileSystem):  # type: ignore[misc]
     async_impl: ClassVar[bool] = True
 
     def __init__(
-        self, *args: Any, branch: str = "main", ref: str | None = None, **options: Any
+        self,
+        *args: Any,
+        branch: str = "main",
+        ref: str | datetime | None = None,
+        **options: Any,
     ) -> None:
         """``ref`` names a snapshot to read; without it ``branch`` is read and written."""
         super().__init__(*args, **options)
         self._branch = branch
         self._ref = ref
-        self._stores: dict[str, VzarrStore] = {}
+        self._repositories: dict[str, Repository] = {}
+        self._sessions: dict[str, Session] = {}
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -46,51 +51,36 @@ class VzarrFileSystem(AsyncFileSystem):  # type: ignore[misc]
             return [cls._strip_protocol(item) for item in path]
         return os.fspath(path).removeprefix(SCHEME).rstrip("/")
 
-    def _session(self, path: str, *, write: bool = False) -> tuple[Session, str, VzarrStore]:
-        """Open the repository in a path; give its session, the key in it and its store."""
-        path = self._strip_protocol(path)
-        file, key = _split(path)
-        store = self._stores.get(file)
-        if store is None or (write and store.read_only):
-            store = self._stores[file] = self._open_store(file, write=write)
-        if self._ref is None:
-            store.session.follow()
-        return store.session, key, store
-
-    def _open_store(self, file: str, *, write: bool) -> VzarrStore:
-        if self._ref is not None:
-            return open_repository(file, "r").store(self._ref)
-        if write:
-            return open_repository(file, "a").store(self._branch, autocommit=True)
-        try:
-            repository = open_repository(file, "r")
-        except NotFoundError as error:
-            raise FileNotFoundError(errno.ENOENT, str(error), file) from error
-        return VzarrStore(repository.session(self._branch), autocommit=False)
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> BytesIO:
+        if mode != "rb":
+            raise InvalidInputError(
+                f"cannot open {path} with mode {mode!r}: keys are written whole, with pipe_file"
+            )
+        return BytesIO(self.cat_file(path))
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
     async def _cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
     ) -> bytes:
-        session, key, _store = self._session(path)
+        session, key = self._readable(path)
         data = session.get(key) if key else None
         if data is None:
-            raise FileNotFoundError(errno.ENOENT, "no such key", path)
+            raise _missing(path)
         return bytes(memoryview(data)[start:end])
 
     async def _info(self, path: str, **_: Any) -> dict[str, Any]:
-        session, key, _store = self._session(path)
+        session, key = self._readable(path)
         name = self._strip_protocol(path)
         blob = session.find(key) if key else None
         if blob is not None:
             return {"name": name, "size": blob.length, "type": "file"}
         if not key or session.sums(key)[0]:
             return {"name": name, "size": 0, "type": "directory"}
-        raise FileNotFoundError(errno.ENOENT, "no such key", path)
+        raise _missing(path)
 
     async def _ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        session, key, _store = self._session(path)
+        session, key = self._readable(path)
         base = self._strip_protocol(path)
         names = [f"{base}/{name}" for name in session.children(key)]
         if not names and key:
@@ -103,7 +93,7 @@ class VzarrFileSystem(AsyncFileSystem):  # type: ignore[misc]
     ) -> Any:
         if maxdepth is not None or withdirs:
             return await super()._find(path, maxdepth=maxdepth, withdirs=withdirs, **options)
-        session, key, _store = self._session(path)
+        session, key = self._readable(path)
         base = self._strip_protocol(path)
         start = f"{key}/" if key else ""
         names = [f"{base}/{found.removeprefix(start)}" for found in session.keys(key)]
@@ -111,29 +101,51 @@ class VzarrFileSystem(AsyncFileSystem):  # type: ignore[misc]
             return names
         return {name: await self._info(name) for name in names}
 
+    def _readable(self, path: str) -> tuple[Session, str]:
+        """Give a session on the repository in a path, as its branch is now, and the key."""
+        file, key = _split(self._strip_protocol(path))
+        session = self._sessions.get(file)
+        if session is None:
+            self._repositories[file] = _open_repository(file, "r")
+            session = self._begin(file)
+        elif not session.read_only:
+            session.follow()
+        elif self._ref is None and self._head(file) != session.base:
+            session = self._begin(file)
+        return session, key
+
+    def _head(self, file: str) -> str:
+        return self._repositories[file].branches[self._branch]
+
+    def _begin(self, file: str) -> Session:
+        ref = self._branch if self._ref is None else self._ref
+        session = self._sessions[file] = self._repositories[file].session(ref)
+        return session
+
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
     async def _pipe_file(self, path: str, value: bytes, **_: Any) -> None:
-        session, key, _store = self._writable(path)
+        session, key = self._writable(path)
         session.set(key, bytes(value))
         session.autocommit(f"write {key}", each=False)
 
     async def _rm_file(self, path: str, **_: Any) -> None:
-        session, key, _store = self._writable(path)
+        session, key = self._writable(path)
         if session.find(key) is None:
-            raise FileNotFoundError(errno.ENOENT, "no such key", path)
+            raise _missing(path)
         session.delete(key)
         session.autocommit(f"delete {key}", each=False)
 
     async def _rm(self, path: Any, recursive: bool = False, **_: Any) -> None:
         for item in path if isinstance(path, list) else [path]:
-            session, key, _store = self._writable(item)
-            if recursive:
-                session.delete_below(key)
-                session.delete(key) if key else None
-                session.autocommit(f"delete {key or '/'}", each=False)
-            else:
+            if not recursive:
                 await self._rm_file(item)
+                continue
+            session, key = self._writable(item)
+            session.delete_below(key)
+            if key:
+                session.delete(key)
+            session.autocommit(f"delete {key or '/'}", each=False)
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Directories are implied by keys."""
@@ -144,23 +156,45 @@ class VzarrFileSystem(AsyncFileSystem):  # type: ignore[misc]
     async def _cp_file(self, path1: str, path2: str, **_: Any) -> None:
         await self._pipe_file(path2, await self._cat_file(path1))
 
-    def _writable(self, path: str) -> tuple[Session, str, VzarrStore]:
+    def _writable(self, path: str) -> tuple[Session, str]:
         if self._ref is not None:
-            raise InvalidInputError(f"{path}: a snapshot (ref={self._ref!r}) cannot be written")
-        return self._session(path, write=True)
+            raise ReadOnlyError(
+                f"cannot write {path}: ref={self._ref!r} is a snapshot; give branch= to write"
+            )
+        file, key = _split(self._strip_protocol(path))
+        session = self._sessions.get(file)
+        if session is not None and not session.read_only:
+            session.follow()
+            return session, key
+        self._repositories[file] = _open_repository(file, "a")
+        return self._begin(file), key
+
+
+def _open_repository(file: str, mode: Mode) -> Repository:
+    try:
+        return open_repository(file, mode)
+    except NotFoundError as error:
+        # For fsspec's callers a missing file is a missing key.
+        raise _missing(file) from error
+
+
+def _missing(path: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Split a path at the repository's file: the first part that ends with ``.vzarr``."""
+    """Split a path behind the repository: its first part that is named like one.
+
+    A directory is none, whatever its name.
+    """
     end = path.find(f"{SUFFIX}/")
-    if end >= 0:
+    while end >= 0:
         end += len(SUFFIX)
-        return path[:end], path[end + 1 :]
+        if not os.path.isdir(path[:end]):
+            return path[:end], path[end + 1 :]
+        end = path.find(f"{SUFFIX}/", end)
     if path.endswith(SUFFIX) or os.path.isfile(path):
         return path, ""
     raise InvalidInputError(
-        f"{path!r} names no vzarr file: a URL is like vzarr://data/{'ocean.vzarr'}/group/array"
+        f"{path!r} names no vzarr file: a URL is like vzarr://data/ocean.vzarr/group/array"
     )
-
-
-__all__ = ["VzarrError", "VzarrFileSystem"]

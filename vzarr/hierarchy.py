@@ -274,7 +274,8 @@ class Hierarchy:
         entry = remaining.entry(path)
         if entry is None:
             return remaining
-        return remaining._with_entry(path, Entry({}, file=entry.file))
+        root = self._replace(remaining.root, path, Entry({}, file=entry.file))
+        return self._with_root(root)
 
     def move(self, source: str, destination: str) -> Hierarchy:
         """Move a group or array, with all below it, without touching a chunk. O(d log n).
@@ -300,22 +301,21 @@ class Hierarchy:
         metadata = self.node(parent)
         if parent and (metadata is None or metadata.kind != "group"):
             raise InvalidInputError(
-                f"cannot move {source!r} to {destination!r}: {parent!r} is no group; create it first"
+                f"cannot move {source!r} to {destination!r}: there is no group {parent!r}; "
+                "create it first"
             )
         if metadata is not None and metadata.kind != "group":
             raise InvalidInputError(f"cannot move {source!r} to {destination!r}: / is an array")
-        return self._with_entry(source, EMPTY_ENTRY)._with_entry(destination, entry)
+        without = self._replace(self.root, source, EMPTY_ENTRY)
+        return self._with_root(self._replace(without, destination, entry))
 
     def _with_root(self, root: Entry) -> Hierarchy:
         return Hierarchy(self._store, root)
 
-    def _with_entry(self, path: str, entry: Entry) -> Hierarchy:
-        """Put an entry at a path as it is; an empty one deletes."""
-        return self._with_root(self._replace(self.root, path.split("/"), entry))
-
-    def _replace(self, parent: Entry, names: list[str], entry: Entry) -> Entry:
-        name, *rest = names
-        if rest:
+    def _replace(self, parent: Entry, path: str, entry: Entry) -> Entry:
+        """Put an entry at a path below another as it is; an empty one deletes."""
+        name, slash, rest = path.partition("/")
+        if slash:
             entry = self._replace(self._member(parent, name) or EMPTY_ENTRY, rest, entry)
         return replace(parent, directory=self._write_members(parent, {name: entry}))
 

@@ -62,7 +62,9 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
-        raise InvalidInputError(f"commit metadata must be a dict with string keys, not {metadata!r}")
+        raise InvalidInputError(
+            f"commit metadata must be a dict with string keys, not {metadata!r}"
+        )
     try:
         # The round trip turns tuples into lists, as they will be read back.
         plain: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=True))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
+from vzarr.btree import Tree
 from vzarr.format import (
     EMPTY_ENTRY,
     Blob,
@@ -24,7 +25,6 @@ from vzarr.format import (
     encode_entry,
     entry_measure,
 )
-from vzarr.btree import Tree
 from vzarr.hierarchy import join
 from vzarr.metadata import NodeMetadata, Region, layout_of, node_metadata
 from vzarr.objects import Store
@@ -48,7 +48,9 @@ class Conflict:
     """Which chunk."""
     region: Region | None = None
     """The part of the array which that chunk covers."""
-    _blobs: tuple[Blob | None, Blob | None, Blob | None] = field(default=(None, None, None), repr=False)
+    _blobs: tuple[Blob | None, Blob | None, Blob | None] = field(
+        default=(None, None, None), repr=False
+    )
     _read: Callable[[Blob], bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -97,6 +99,37 @@ def merge(
     """
     merging = _Merge(store, strategy)
     return merging.entry("", base, ours, theirs), merging.conflicts
+
+
+def racing_resizes(store: Store, base: Entry, ours: Entry, theirs: Entry) -> list[Conflict]:
+    """Find arrays of which both sides resized one axis to the same length.
+
+    Between two sessions that is no agreement: each appended to what it saw, and of two equal rows,
+    or rows of the fill value alone, a merge would keep one. O(changes · depth).
+    """
+    directories = Tree(store, entry_measure)
+    found: list[Conflict] = []
+
+    def visit(path: str, base: Entry, ours: Entry, theirs: Entry) -> None:
+        if ours.documents == theirs.documents != base.documents:
+            sides = (base, ours, theirs)
+            nodes = [node_metadata(side.documents, store.read) for side in sides]
+            if _both_resized(*nodes):
+                name = next(iter(ours.documents))
+                blobs = (base.documents.get(name), ours.documents[name], theirs.documents[name])
+                found.append(
+                    Conflict(path, "document", document=name, _blobs=blobs, _read=store.read)
+                )
+        for member, before, after in directories.diff(base.directory, ours.directory):
+            if theirs.directory is None or after is None:
+                continue
+            their = directories.get(theirs.directory, member)
+            if their is not None and their != before:
+                below = join(path, member.decode())
+                visit(below, _entry(before), _entry(after), _entry(their))
+
+    visit("", base, ours, theirs)
+    return found
 
 
 @final
@@ -162,11 +195,10 @@ class _Merge:
         def resolve(
             key: bytes, old: bytes | None, our: bytes | None, their: bytes | None
         ) -> bytes | None:
-            blobs = tuple(None if value is None else decode_blob(value) for value in (old, our, their))
             coordinates = decode_coordinates(key)
             region = array.region(coordinates) if array is not None else None
             conflict = Conflict(path, "chunk", coordinates=coordinates, region=region)
-            self._blob(*blobs, conflict)
+            self._blob(_blob(old), _blob(our), _blob(their), conflict)
             return their if self._strategy == "theirs" else our
 
         return self._indexes.merge(base.index, ours.index, theirs.index, resolve)
@@ -175,8 +207,8 @@ class _Merge:
         def resolve(
             name: bytes, old: bytes | None, our: bytes | None, their: bytes | None
         ) -> bytes | None:
-            sides = [EMPTY_ENTRY if side is None else decode_entry(side) for side in (old, our, their)]
-            merged = self.entry(join(path, name.decode()), *sides)
+            member = join(path, name.decode())
+            merged = self.entry(member, _entry(old), _entry(our), _entry(their))
             return None if merged.is_empty else encode_entry(merged)
 
         return self._directories.merge(base.directory, ours.directory, theirs.directory, resolve)
@@ -184,6 +216,28 @@ class _Merge:
     def _conflict(self, conflict: Conflict) -> None:
         if self._strategy == "fail":
             self.conflicts.append(conflict)
+
+
+def _both_resized(
+    base: NodeMetadata | None, ours: NodeMetadata | None, theirs: NodeMetadata | None
+) -> bool:
+    """Whether both sides changed the length of one axis of an array."""
+    if base is None or ours is None or theirs is None:
+        return False
+    if base.array is None or ours.array is None or theirs.array is None:
+        return False
+    shapes = (base.array.shape, ours.array.shape, theirs.array.shape)
+    if len({len(shape) for shape in shapes}) != 1:
+        return False
+    return any(old not in (our, their) for old, our, their in zip(*shapes, strict=True))
+
+
+def _blob(value: bytes | None) -> Blob | None:
+    return None if value is None else decode_blob(value)
+
+
+def _entry(value: bytes | None) -> Entry:
+    return EMPTY_ENTRY if value is None else decode_entry(value)
 
 
 def _incompatible(

@@ -124,7 +124,7 @@ class Objects:
 
     def save(self, node_bytes: bytes) -> bytes:
         """Refuse: the objects on disk are written by commits alone."""
-        raise AssertionError("nodes are saved through an overlay")
+        raise AssertionError(f"{len(node_bytes)} bytes of node are saved without an overlay")
 
     def load_root(self, digest: Digest) -> Entry:
         """Give the root entry of a snapshot. Raises ``CorruptError``."""
@@ -212,7 +212,7 @@ class Overlay:
         return sum(map(len, self._encoded.values()))
 
     def fresh(self, digest: bytes) -> bytes | None:
-        """The encoded node if the repository may not have it, else None."""
+        """Give the encoded node if the repository may not have it, else None."""
         return self._encoded.get(digest)
 
     def forget(self) -> None:
@@ -225,7 +225,7 @@ class BlobSource(Protocol):
     """Where staged bytes are, before LMDB has them."""
 
     def staged(self, digest: bytes) -> bytes | memoryview | None:
-        """The bytes of that digest, if they are staged in memory."""
+        """Give the bytes of that digest, if they are staged in memory."""
         ...
 
 
@@ -248,7 +248,7 @@ def put_root(txn: Txn, root: Entry) -> Digest:
 
 
 def root_digest(root: Entry) -> Digest:
-    """The digest of a snapshot's root: equal data, equal digest, in any file."""
+    """Compute the digest of a snapshot's root: equal data, equal digest, in any file."""
     return entry_digest(encode_entry(root))
 
 

@@ -15,12 +15,8 @@ from typing import Any
 import zarr
 
 from vzarr.errors import SessionStateError
-from vzarr.repository import exists
-from vzarr.repository import open as open_repository
-from vzarr.store import VzarrStore
+from vzarr.store import SCHEME, SUFFIX, open_store
 
-SUFFIX = ".vzarr"
-SCHEME = "vzarr://"
 _MARK = "_vzarr_original"
 
 
@@ -28,9 +24,11 @@ def register() -> None:
     """Make ``zarr.open("ocean.vzarr")``, ``zarr.save``, ``xr.open_zarr`` … reach vzarr.
 
     Paths that end with ``.vzarr``, or begin with ``vzarr://`` and end so, open the file's branch
-    main: read-only with mode "r", else with autocommit, where each write is durable and the
-    consecutive writes of one store are one commit. Can be repeated. Raises ``SessionStateError``
-    if this zarr release is built in another way.
+    main: with mode "r" its present snapshot, else with autocommit, where each write is durable and
+    the consecutive writes of one store are one commit. As with a directory store, any mode but
+    "r" and "r+" creates the file, and these raise ``FileNotFoundError``. Directories keep going to
+    zarr's own store. Can be repeated. Raises ``SessionStateError`` if this zarr release is built in
+    another way.
     """
     import zarr.storage._common as common
 
@@ -51,9 +49,12 @@ def register() -> None:
     @functools.wraps(original)
     async def make_store(store_like: Any, **options: Any) -> Any:
         path = _repository_path(store_like)
-        if path is None:
+        if path is None or options.get("storage_options"):
             return await original(store_like, **options)
-        return _open_store(path, options.get("mode"))
+        mode = options.get("mode")
+        if mode == "r":
+            return open_store(path, "r")
+        return open_store(path, "r+" if mode == "r+" else "a", autocommit=True)
 
     setattr(make_store, _MARK, original)
     common.make_store = make_store
@@ -67,20 +68,12 @@ def unregister() -> None:
 
 
 def _repository_path(store_like: Any) -> str | None:
+    """Find the file that zarr is to open; None for what is zarr's own business."""
     if not isinstance(store_like, str | os.PathLike):
         return None
     path = os.fspath(store_like)
     if not isinstance(path, str) or not path.rstrip("/").endswith(SUFFIX):
         return None
-    if path.startswith(SCHEME):
-        return path.removeprefix(SCHEME).rstrip("/")
-    # A plain Zarr directory may have any name.
+    path = path.removeprefix(SCHEME).rstrip("/")
+    # A directory may have any name.
     return None if "://" in path or os.path.isdir(path) else path
-
-
-def _open_store(path: str, mode: str | None) -> VzarrStore:
-    if mode == "r":
-        return open_repository(path, "r").store("main")
-    if mode == "r+" or (mode is None and exists(path)):
-        return open_repository(path, "r+").store("main", autocommit=True)
-    return open_repository(path, "a").store("main", autocommit=True)

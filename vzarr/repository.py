@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-
 import secrets
 import time
 import uuid
@@ -163,6 +162,7 @@ def open(  # noqa: A001 - the verb of zarr.open and builtins alike
         No permission, a network file system, a hard link; a wrong argument.
 
     Cost: about a millisecond, whatever the size of the file.
+
     """
     target = _check_path(path)
     _check_choice("mode", mode, Mode)
@@ -213,21 +213,22 @@ def _open_environment(target: str, mode: Mode, unsafe: bool) -> Environment:
             f"{target} exists already; open it with mode 'a', or replace it with mode 'w'",
             name=target,
         )
+    if os.path.isdir(target):
+        raise NotARepositoryError(
+            f"{target} is a directory, and a vzarr repository is one file; name a file in it",
+            path=target,
+        )
     if mode == "w" and there:
         delete(target)
         there = False
     if not there:
         try:
-            return Environment.create(
-                target, _initialise, unsafe_network_filesystem=unsafe
-            )
+            return Environment.create(target, _initialise, unsafe_network_filesystem=unsafe)
         except AlreadyExistsError:
             # Another process was faster, which only "w-" minds.
             if mode == "w-":
                 raise
-    environment = Environment.open(
-        target, writable=mode != "r", unsafe_network_filesystem=unsafe
-    )
+    environment = Environment.open(target, writable=mode != "r", unsafe_network_filesystem=unsafe)
     try:
         _check_format(environment)
     except BaseException:
@@ -384,9 +385,7 @@ class Repository:
 
     # ── sessions ─────────────────────────────────────────────────────────────────────────────────
 
-    def session(
-        self, ref: str | datetime | None = None, *, at: datetime | None = None
-    ) -> Session:
+    def session(self, ref: str | datetime | None = None, *, at: datetime | None = None) -> Session:
         """Open a session: writable on a branch, read-only on anything else.
 
         ``ref`` is a branch (default main), a tag, a commit id or its unique beginning of 4 or more
@@ -396,9 +395,7 @@ class Repository:
         self._require_open()
         revision = self._revision(ref, at)
         branch = None if self._read_only else revision.branch
-        return Session(
-            self._objects, self._settings, revision.commit, branch, self._make_store
-        )
+        return Session(self._objects, self._settings, revision.commit, branch, self._make_store)
 
     def _revision(self, ref: str | datetime | None, at: datetime | None = None) -> Revision:
         self._require_open()
@@ -476,11 +473,12 @@ class Repository:
                 result = function(session.store)
                 if session.has_changes:
                     session.commit(message, metadata=metadata, author=author, merge=merge)
-                return session.base, result
             except ConflictError:
                 attempt += 1
                 if attempt > retries:
                     raise
+            else:
+                return session.base, result
             finally:
                 session.close()
             limit = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**attempt)
@@ -490,8 +488,10 @@ class Repository:
 
     @property
     def _session(self) -> Session:
+        """The current session; without edits it shows the branch's head as it is by now."""
         if self._current is None:
             self._current = self.session(DEFAULT_BRANCH)
+        self._current.follow()
         return self._current
 
     def checkout(
@@ -540,7 +540,7 @@ class Repository:
     ) -> VzarrStore:
         """Give a store for zarr, xarray or dask.
 
-        Without ``ref`` it is the current session's: writes wait for ``repo.commit``. With ``ref`` it
+        Without ``ref`` it is the current session's: writes wait for ``repo.commit``. With it, this
         is a read-only store of that commit. With ``autocommit=True`` it writes to the branch
         ``ref``, each write is durable when it returns, and consecutive writes of this store are one
         commit; ``autocommit="each"`` makes one commit of every write.
@@ -581,7 +581,9 @@ class Repository:
             message, metadata=metadata, author=author, merge=merge, allow_empty=allow_empty
         )
 
-    def amend(self, message: str | None = None, *, metadata: Mapping[str, Any] | None = None) -> str:
+    def amend(
+        self, message: str | None = None, *, metadata: Mapping[str, Any] | None = None
+    ) -> str:
         """Replace the branch's last commit by one with the current edits too."""
         self._require_open()
         return self._session.amend(message, metadata=metadata)
@@ -632,9 +634,7 @@ class Repository:
         self._require_open()
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise InvalidInputError(f"limit= is a number of commits, not {limit!r}")
-        head = (
-            bytes.fromhex(self._session.base) if ref is None else self._revision(ref).commit
-        )
+        head = bytes.fromhex(self._session.base) if ref is None else self._revision(ref).commit
         found: list[Commit] = []
         for commit, record in history.log(self._environment, Digest(head)):
             if limit is not None and len(found) >= limit:
@@ -653,8 +653,10 @@ class Repository:
     def show(self, ref: str | datetime | None = None) -> Commit:
         """Describe the commit that a ref names (default: the current session's base)."""
         self._require_open()
-        commit = Digest(bytes.fromhex(self._session.base)) if ref is None else (
-            self._revision(ref).commit
+        commit = (
+            Digest(bytes.fromhex(self._session.base))
+            if ref is None
+            else (self._revision(ref).commit)
         )
         return history.describe(commit, history.get(self._environment, commit))
 
@@ -686,12 +688,12 @@ class Repository:
             store = self.store((before if side == "old" else after).hex())
             return zarr.open(store, path=path, mode="r")
 
-        roots = [self._at(self._root(commit)).root for commit in (before, after)]
-        changes = diff(Overlay(self._objects), *roots, open_side)
+        roots = [self._objects.load_root(self._root(commit)) for commit in (before, after)]
+        changes = diff(Overlay(self._objects), roots[0], roots[1], open_side)
         return Diff(str(old), str(new if new is not None else self._branch_in_use), changes)
 
     def root_id(self, ref: str | datetime | None = None) -> str:
-        """The content id of a ref's snapshot: equal data, equal id, in any file. O(log n)."""
+        """Give the content id of a ref's snapshot: equal data, equal id, in any file. O(log n)."""
         return self._root(self._revision(ref).commit).hex()
 
     def _root(self, commit: Digest) -> Digest:

@@ -38,13 +38,12 @@ def resolve(
     cannot be a ref or is the beginning of more than one id.
     """
     if isinstance(ref, datetime):
-        ref, at = branch, ref
-    if ref is None:
+        at, ref = ref, branch
+    elif ref is None:
         ref = branch
     if not isinstance(ref, str):
         raise InvalidInputError(
-            "a ref is a branch, tag, commit id or datetime, not "
-            f"{type(ref).__name__}: {ref!r}"
+            f"a ref is a branch, tag, commit id or datetime, not {type(ref).__name__}: {ref!r}"
         )
     match = _SUFFIX.fullmatch(ref)
     assert match is not None, "every part of the pattern is optional"
@@ -102,7 +101,7 @@ def _date(text: str, ref: str) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError as error:
         raise InvalidInputError(
-            f"{ref!r}: {text!r} is no ISO 8601 date, such as 2026-03-01 or 2026-03-01T12:00:00+00:00"
+            f"{ref!r}: {text!r} is no ISO 8601 date, such as 2026-03-01T12:00:00+00:00"
         ) from error
 
 

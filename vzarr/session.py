@@ -8,6 +8,7 @@ overlap" are comparisons of trees that cost what changed.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
@@ -19,7 +20,7 @@ from typing import Any, Literal, final
 
 from vzarr import history, refs
 from vzarr.changes import Bytes, ChangeSet, put_blobs
-from vzarr.diff import Diff, NodeChange, Side, diff
+from vzarr.diff import Diff, Side, diff
 from vzarr.environment import Environment, Txn
 from vzarr.errors import (
     BusyError,
@@ -39,7 +40,7 @@ from vzarr.format import (
     encode_lease,
 )
 from vzarr.hierarchy import Hierarchy, collect
-from vzarr.merge import STRATEGIES, Strategy, merge
+from vzarr.merge import STRATEGIES, Strategy, merge, racing_resizes
 from vzarr.objects import Objects, Overlay, put_root, root_digest
 
 Durability = Literal["full", "normal"]
@@ -61,7 +62,7 @@ class Settings:
 
 
 def now() -> int:
-    """The time of a new record, in microseconds since 1970-01-01 UTC."""
+    """Give the time of a new record, in microseconds since 1970-01-01 UTC."""
     return time.time_ns() // 1000
 
 
@@ -227,7 +228,7 @@ class Session:
         return self._folded().root != self._base_root
 
     def root_id(self) -> str:
-        """The content id of the session's present state: equal data, equal id. O(edits)."""
+        """Give the content id of the session's present state: equal data, equal id. O(edits)."""
         return root_digest(self._folded().root).hex()
 
     def __repr__(self) -> str:
@@ -383,6 +384,7 @@ class Session:
 
     def _spill_nodes(self) -> None:
         """Write the tree nodes so far into the file, unreachable until the commit."""
+        self._changes.flush()
         nodes, _ = collect(self._overlay, self._view.root)
         with self._environment.write(timeout=self._settings.timeout, room=_size(nodes)) as txn:
             _put_nodes(txn, nodes)
@@ -395,7 +397,7 @@ class Session:
         return encode_lease(
             LeaseRecord(
                 pid=os.getpid(),
-                process_started=_process_started(),
+                process_started=_process_started(os.getpid()),
                 host=socket.gethostname(),
                 branch=self._branch or "",
                 base=self._base,
@@ -423,7 +425,8 @@ class Session:
         the overlaps, unless ``merge`` says whose value to take ("ours", "theirs").
 
         Raises ``SessionStateError`` if there is nothing to commit and not ``allow_empty``,
-        ``ReadOnlyError``, ``InvalidInputError``, ``BusyError``, ``FullError``, ``RefNotFoundError``.
+        ``ReadOnlyError``, ``InvalidInputError``, ``BusyError``, ``FullError``, or
+        ``RefNotFoundError``.
         Cost: O(k log n) nodes for k changed chunks among n, one fsync.
         """
         return self._commit(message, metadata, author, merge, allow_empty=allow_empty).hex()
@@ -515,6 +518,8 @@ class Session:
             return ours
         theirs = self._objects.load_root(self._root_of(head))
         merged, conflicts = merge(self._overlay, self._base_root, ours, theirs, strategy)
+        if strategy == "fail":
+            conflicts += racing_resizes(self._overlay, self._base_root, ours, theirs)
         if conflicts:
             listed = "; ".join(map(str, conflicts[:3]))
             more = f"; and {len(conflicts) - 3} more" if len(conflicts) > 3 else ""
@@ -526,10 +531,8 @@ class Session:
             )
         return merged
 
-    def _record(
-        self, root: Entry, record: CommitRecord, *, head: Digest, operation: str
-    ) -> Digest:
-        """Write a commit and all it needs, and move the branch to it: all in one txn, or nothing."""
+    def _record(self, root: Entry, record: CommitRecord, *, head: Digest, operation: str) -> Digest:
+        """Write a commit with all it needs and move the branch to it, in one txn or not at all."""
         branch = self._branch or ""
         nodes, needed = collect(self._overlay, root)
         fresh = self._changes.fresh
@@ -633,10 +636,11 @@ def _node_path(path: str) -> str:
     return path.strip("/")
 
 
-def _process_started() -> int:
-    """When this process began, in clock ticks since boot; 0 where the system does not tell."""
+@functools.lru_cache(maxsize=1)
+def _process_started(pid: int) -> int:
+    """When a process began, in clock ticks since boot; 0 where the system does not tell."""
     try:
-        with open("/proc/self/stat", "rb") as stat:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
             # The second field, the command, may itself hold spaces and parentheses.
             return int(stat.read().rpartition(b")")[2].split()[19])
     except OSError:

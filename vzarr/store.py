@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Literal, final
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 from zarr.abc.store import (
@@ -19,10 +21,15 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from vzarr.changes import Bytes
-from vzarr.errors import ReadOnlyError, SessionStateError
+from vzarr.errors import NotFoundError, ReadOnlyError, SessionStateError
 from vzarr.session import Session
 
+if TYPE_CHECKING:
+    from vzarr.repository import Mode, Repository
+
 Autocommit = Literal[False, True, "each"]
+SUFFIX = ".vzarr"
+SCHEME = "vzarr://"
 
 # From this size on, hashing and copying cost more than a hop to a worker thread, which lets the
 # event loop go on with other chunks meanwhile.
@@ -41,8 +48,9 @@ class VzarrStore(Store):
     writes are the session's: nothing is on a branch before the session commits, unless
     ``autocommit`` is on.
 
-    A store that only reads pickles as (file, commit) and reads the same snapshot in any process. A
-    writable one pickles within its own process; elsewhere it raises ``SessionStateError``.
+    Within its process a pickled store is the same session's. In another one a store that only reads
+    becomes one of the same commit; a writable store, or one that shows uncommitted work, raises
+    ``SessionStateError`` there.
     """
 
     supports_writes: bool = True
@@ -58,6 +66,8 @@ class VzarrStore(Store):
         super().__init__(read_only=read_only or session.read_only)
         self._session = session
         self._autocommit = autocommit
+        # Opened for this store alone (``open_store``), and closed with it.
+        self._repository: Repository | None = None
         if not session.read_only:
             _sessions[session.id] = session
 
@@ -72,11 +82,17 @@ class VzarrStore(Store):
         Raises ``ReadOnlyError`` if the session itself is read-only and ``read_only`` is False.
         """
         if not read_only and self._session.read_only:
-            raise ReadOnlyError(
+            raise _NeverWritableError(
                 "store was opened in read-only mode and does not support writing: its session is "
                 "not on a branch; open a session on a branch to write"
             )
         return type(self)(self._session, read_only=read_only, autocommit=self._autocommit)
+
+    def close(self) -> None:
+        """Close the store, and its repository if that was opened for this store alone."""
+        super().close()
+        if self._repository is not None:
+            self._repository.close()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, VzarrStore):
@@ -95,7 +111,7 @@ class VzarrStore(Store):
         return self._session.environment.path, self._session.root_id()
 
     def __str__(self) -> str:
-        return f"vzarr://{self._session.environment.path}"
+        return f"{SCHEME}{self._session.environment.path}"
 
     def __repr__(self) -> str:
         where = self._session.branch or self._session.base[:12]
@@ -104,9 +120,12 @@ class VzarrStore(Store):
 
     def __reduce__(self) -> tuple[Any, ...]:
         session = self._session
-        if self.read_only and not session.has_changes:
-            return _reopen, (session.environment.path, session.base)
-        return _find_session, (os.getpid(), session.id, self.read_only, self._autocommit)
+        if session.read_only:
+            return open_store, (session.environment.path, "r", session.base)
+        # What others can find in the file, without the process that writes.
+        commit = session.base if self.read_only and not session.has_changes else None
+        where = os.getpid(), session.environment.path
+        return _find, (*where, session.id, commit, self.read_only, self._autocommit)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -198,8 +217,7 @@ class VzarrStore(Store):
 
     async def list(self) -> AsyncIterator[str]:
         """List all keys."""
-        self._follow()
-        for key in self._session.keys():
+        async for key in self.list_prefix(""):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
@@ -279,7 +297,7 @@ class VzarrStore(Store):
             )
 
     def _follow(self) -> None:
-        """An autocommit store shows the branch's head, not the commit it was opened on."""
+        """With autocommit, go to the branch's present head, as other stores would show it."""
         if self._autocommit:
             self._session.follow()
 
@@ -329,31 +347,57 @@ def _cut(
 ) -> Sequence[tuple[int, Buffer | None]]:
     if whole is None:
         raise BaseExceptionGroup("chunk read failed", [FileNotFoundError(key)])
-    data = whole.as_buffer_like()
+    data = memoryview(whole.as_buffer_like())
     return [
         (number, _to_buffer(data, prototype, byte_range))
         for number, byte_range in enumerate(byte_ranges)
     ]
 
 
-def _reopen(path: str, commit: str) -> VzarrStore:
-    """Unpickle a store that only reads."""
+def open_store(
+    path: str, mode: Mode, ref: str | datetime = "main", *, autocommit: Autocommit = False
+) -> VzarrStore:
+    """Open a repository for the sake of one store, whose ``close`` closes it.
+
+    Raises ``FileNotFoundError``, as zarr's and xarray's callers expect it, where ``vzarr.open``
+    raises ``NotFoundError``; else as that and ``Repository.store`` do.
+    """
     from vzarr.repository import open as open_repository
 
-    # The session keeps the file open; the repository object is not needed any longer.
-    return VzarrStore(open_repository(path, "r").session(commit))
+    try:
+        repository = open_repository(path, mode)
+    except NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+    try:
+        store = repository.store(ref, autocommit=autocommit)
+    except BaseException:
+        repository.close()
+        raise
+    store._repository = repository  # noqa: SLF001 - this makes the store
+    return store
 
 
-def _find_session(
-    pid: int, session_id: str, read_only: bool, autocommit: Autocommit
+def _find(
+    pid: int,
+    path: str,
+    session_id: str,
+    commit: str | None,
+    read_only: bool,
+    autocommit: Autocommit,
 ) -> VzarrStore:
-    """Unpickle a store with uncommitted work: the same session, if this is its process."""
+    """Unpickle a store of a writable session: the same session, if this is its process."""
     session = _sessions.get(session_id) if pid == os.getpid() else None
-    if session is None:
-        raise SessionStateError(
-            f"a writable store was sent to another process ({os.getpid()}): its uncommitted work "
-            "is in the process that opened it. Commit first and send a read-only store, or open a "
-            "session or transaction of its own in each process; fork() of a session is not "
-            "offered yet"
-        )
-    return VzarrStore(session, read_only=read_only, autocommit=autocommit)
+    if session is not None:
+        return VzarrStore(session, read_only=read_only, autocommit=autocommit)
+    if commit is not None:
+        return open_store(path, "r", commit)
+    raise SessionStateError(
+        f"a writable store was unpickled in process {os.getpid()}, and its session with the "
+        f"uncommitted work is, or was, in process {pid}. Commit first and send a read-only store, "
+        "or open a session or transaction of its own in each process; fork() of a session is not "
+        "offered yet"
+    )
+
+
+class _NeverWritableError(ReadOnlyError, NotImplementedError):
+    """No writable store comes of this one; zarr looks for the second class."""

@@ -1,28 +1,25 @@
 """vzarr for xarray: ``xr.open_dataset("ocean.vzarr")``, with ``branch=`` and ``ref=``.
 
-xarray finds this through the entry point ``xarray.backends``; nothing is imported before it is used.
+xarray finds this through the entry point ``xarray.backends`` and imports it when it is used.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from xarray.backends import BackendEntrypoint
 from xarray.backends.zarr import ZarrBackendEntrypoint
 
 from vzarr.errors import InvalidInputError
-from vzarr.repository import open as open_repository
+from vzarr.store import SCHEME, SUFFIX, VzarrStore, open_store
 
 if TYPE_CHECKING:
     import xarray
-
-    from vzarr.store import VzarrStore
-
-SUFFIX = ".vzarr"
-SCHEME = "vzarr://"
 
 _PARAMETERS = (
     "mask_and_scale",
@@ -44,8 +41,12 @@ class VzarrBackendEntrypoint(BackendEntrypoint):
     """Open snapshots of vzarr repositories as datasets and data trees, lazily.
 
     ``branch=`` names a branch, ``ref=`` any branch, tag, commit id, ``main~2`` or datetime; default
-    is branch main. What is opened is that one snapshot: later commits do not show in it. Datasets
-    are written with ``ds.to_zarr(store)``, in a transaction or session.
+    is branch main. What is opened is that one snapshot: later commits do not show in it. Closing it
+    closes the file, so that what was not loaded cannot be read any more. Datasets are written with
+    ``ds.to_zarr(store)``, in a transaction or session.
+
+    Raises ``FileNotFoundError``, ``RefNotFoundError``, ``InvalidInputError``, and what
+    ``vzarr.open`` and xarray raise for a file or group that they cannot read.
     """
 
     description = "Open vzarr repositories (.vzarr): versioned Zarr in one file"
@@ -60,7 +61,7 @@ class VzarrBackendEntrypoint(BackendEntrypoint):
         path = os.fspath(filename_or_obj)
         return isinstance(path, str) and (path.startswith(SCHEME) or path.endswith(SUFFIX))
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(
         self,
         filename_or_obj: Any,
         *,
@@ -69,13 +70,15 @@ class VzarrBackendEntrypoint(BackendEntrypoint):
         ref: str | datetime | None = None,
         **options: Any,
     ) -> xarray.Dataset:
-        """Open one group of a snapshot; lazy. Raises as ``vzarr.open`` and ``session`` do."""
-        store = _snapshot(filename_or_obj, branch, ref)
-        return ZarrBackendEntrypoint().open_dataset(
-            store, drop_variables=drop_variables, consolidated=False, **options
-        )
+        """Open one group of a snapshot."""
+        with _snapshot(filename_or_obj, branch, ref) as store:
+            dataset = ZarrBackendEntrypoint().open_dataset(
+                store, drop_variables=drop_variables, consolidated=False, **options
+            )
+            _close_with({"": dataset}, store)
+        return dataset
 
-    def open_datatree(  # type: ignore[override]
+    def open_datatree(
         self,
         filename_or_obj: Any,
         *,
@@ -84,13 +87,15 @@ class VzarrBackendEntrypoint(BackendEntrypoint):
         ref: str | datetime | None = None,
         **options: Any,
     ) -> xarray.DataTree:
-        """Open all groups of a snapshot as a tree; lazy."""
-        store = _snapshot(filename_or_obj, branch, ref)
-        return ZarrBackendEntrypoint().open_datatree(
-            store, drop_variables=drop_variables, consolidated=False, **options
-        )
+        """Open all groups of a snapshot as a tree."""
+        with _snapshot(filename_or_obj, branch, ref) as store:
+            tree = ZarrBackendEntrypoint().open_datatree(
+                store, drop_variables=drop_variables, consolidated=False, **options
+            )
+            _close_with({node.path: node for node in tree.subtree}, store)
+        return tree
 
-    def open_groups_as_dict(  # type: ignore[override]
+    def open_groups_as_dict(
         self,
         filename_or_obj: Any,
         *,
@@ -99,17 +104,46 @@ class VzarrBackendEntrypoint(BackendEntrypoint):
         ref: str | datetime | None = None,
         **options: Any,
     ) -> dict[str, xarray.Dataset]:
-        """Open all groups of a snapshot by path; lazy."""
-        store = _snapshot(filename_or_obj, branch, ref)
-        return ZarrBackendEntrypoint().open_groups_as_dict(
-            store, drop_variables=drop_variables, consolidated=False, **options
-        )
+        """Open all groups of a snapshot by path."""
+        with _snapshot(filename_or_obj, branch, ref) as store:
+            groups = ZarrBackendEntrypoint().open_groups_as_dict(
+                store, drop_variables=drop_variables, consolidated=False, **options
+            )
+            _close_with(groups, store)
+        return groups
 
 
-def _snapshot(path: Any, branch: str | None, ref: str | datetime | None) -> VzarrStore:
+@contextmanager
+def _snapshot(
+    path: str | os.PathLike[str], branch: str | None, ref: str | datetime | None
+) -> Iterator[Any]:
+    """Open a store for a block that makes something of it; closed if the block fails."""
     if branch is not None and ref is not None:
         raise InvalidInputError("branch= and ref= both say what to open; give one of them")
     target = os.fspath(path).removeprefix(SCHEME)
-    repository = open_repository(target, "r")
-    # The store's session keeps the file open for as long as the dataset needs it.
-    return repository.store(branch or ref or "main")
+    store = open_store(target, "r", next((one for one in (branch, ref) if one is not None), "main"))
+    try:
+        yield store
+    except BaseException:
+        store.close()
+        raise
+
+
+def _close_with(
+    parts: Mapping[str, xarray.Dataset] | Mapping[str, xarray.DataTree], store: VzarrStore
+) -> None:
+    """Let the store be closed with the last of the parts that read it."""
+    still_open = set(parts)
+    for name, part in parts.items():
+        # Not a closure, which could not be pickled, as datasets are.
+        part.set_close(partial(_close_part, name, part._close, still_open, store))  # noqa: SLF001
+
+
+def _close_part(
+    name: str, close: Callable[[], None] | None, still_open: set[str], store: VzarrStore
+) -> None:
+    if close is not None:
+        close()
+    still_open.discard(name)
+    if not still_open:
+        store.close()

@@ -42,13 +42,23 @@ class DictStore:
 def v3_array(ndim: int, separator: str = "/", name: str = "default") -> bytes:
     encoding = {"name": name, "configuration": {"separator": separator}}
     return json.dumps(
-        {"zarr_format": 3, "node_type": "array", "shape": [9] * ndim, "chunk_key_encoding": encoding}
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [9] * ndim,
+            "chunk_key_encoding": encoding,
+        }
     ).encode()
 
 
 def v2_array(ndim: int, separator: str) -> bytes:
     return json.dumps(
-        {"zarr_format": 2, "shape": [9] * ndim, "chunks": [1] * ndim, "dimension_separator": separator}
+        {
+            "zarr_format": 2,
+            "shape": [9] * ndim,
+            "chunks": [1] * ndim,
+            "dimension_separator": separator,
+        }
     ).encode()
 
 
@@ -62,7 +72,9 @@ DOCUMENTS = [
 V2_DOCUMENTS = [v2_array(n, s) for n in (0, 1, 2) for s in "./"]
 
 # Few names, so that keys meet: numbers, "c", and dotted numbers are what chunk keys are made of.
-names = st.sampled_from(["a", "b", "c", "0", "1", "10", "01", "c.0", "0.1", "c.0.1", "ü", "4294967296"])
+names = st.sampled_from(
+    ["a", "b", "c", "0", "1", "10", "01", "c.0", "0.1", "c.0.1", "ü", "4294967296"]
+)
 paths = st.lists(names, max_size=3).map("/".join)
 plain_keys = st.lists(names, min_size=1, max_size=5).map("/".join)
 
