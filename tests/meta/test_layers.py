@@ -1,0 +1,80 @@
+"""Imports point down only, and the walls between the modules stand."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vzarr
+
+PACKAGE = Path(vzarr.__file__).parent
+
+# From the bottom up; the modules of one line do not import each other.
+LAYERS = [
+    ["errors"],
+    ["format"],
+    ["lmdbfile", "btree", "metadata", "author"],
+    ["environment"],
+    ["objects"],
+    ["history"],
+    ["hierarchy", "refs"],
+    ["changes", "merge", "revisions", "tree"],
+    ["diff"],
+    ["session"],
+    ["branches", "store"],
+    ["repository"],
+    ["xarray", "fsspec", "register"],
+    ["demo"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# What only these modules may import; zarr also inside functions of the ones that hand out arrays.
+WALLS = {
+    "lmdb": {"environment"},
+    "blake3": {"format"},
+    "msgpack": {"format", "btree"},
+    "asyncio": {"store"},
+    "click": {"cli"},
+    "rich": {"cli", "demo"},
+}
+
+
+def imports(module: str, *, nested: bool) -> set[str]:
+    """List what a module imports: at its top, or also inside functions."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    nodes = ast.walk(tree) if nested else iter(tree.body)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "vzarr":
+                found |= {f"vzarr.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def test_every_module_has_its_place():
+    assert set(MODULES) == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    for name in imports(module, nested=False):
+        if name.startswith("vzarr."):
+            assert LEVEL[name.split(".")[1]] < LEVEL[module], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_walls_stand(module):
+    for name in imports(module, nested=True):
+        top = name.split(".")[0]
+        assert module in WALLS.get(top, {module}), f"{module} imports {name}"
