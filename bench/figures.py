@@ -26,6 +26,7 @@ import vzarr
 MIB = 1 << 20
 BULK_CHUNKS = 1024
 ROUNDS = 3
+COMMIT_ROUNDS = 200
 
 
 def milliseconds(seconds: float) -> str:
@@ -57,35 +58,34 @@ def chunked_repository(path: Path, chunks: int) -> vzarr.Repository:
 
 
 def one_chunk_commit(directory: Path, sizes: list[int]) -> None:
-    """Durable commit of one 64-byte chunk, and the file's growth by it."""
-    medians = {}
+    """Durable commit of one 64-byte chunk: its time, and how many bytes of pages it leaves used.
+
+    The sizes take turns, so that they meet the same moments of the machine.
+    """
+    random = np.random.default_rng(1)
+    sessions, times = {}, {size: [] for size in sizes}
     for size in sizes:
-        path = directory / f"commit-{size}.vzarr"
         begin = time.perf_counter()
-        repo = chunked_repository(path, size)
-        filled = time.perf_counter() - begin
-        random = np.random.default_rng(1)
-        session = repo.session("main")
-        array = zarr.open_array(session.store, path="a")
-        array[:8] = 0
-        session.commit("warm up")
-        before, times, parts = file_bytes(path), [], []
-        for round_number in range(100):
-            index = int(random.integers(size))
-            array.blocks[index] = random.random(8)
+        repo = chunked_repository(directory / f"commit-{size}.vzarr", size)
+        print(f"filled {size:>9,} chunks in {time.perf_counter() - begin:.1f} s")
+        sessions[size] = repo.session("main")
+    before = {size: session.environment.info().used_bytes for size, session in sessions.items()}
+    for number in range(-5, COMMIT_ROUNDS):
+        for size, session in sessions.items():
+            session.set(f"a/c/{random.integers(size)}", random.bytes(64))
             begin = time.perf_counter()
-            session.commit(f"change {round_number}")
-            times.append(time.perf_counter() - begin)
-        growth = (file_bytes(path) - before) / len(times)
-        medians[size] = statistics.median(times)
+            session.commit(f"change {number}")
+            if number >= 0:
+                times[size].append(time.perf_counter() - begin)
+    for size, series in times.items():
+        growth = sessions[size].environment.info().used_bytes - before[size]
         print(
-            f"one-chunk commit, {size:>9,} chunks: {milliseconds(medians[size])} "
-            f"(p90 {milliseconds(sorted(times)[90])}), growth {growth / 1024:.1f} KB a commit, "
-            f"file {before / MIB:.1f} MiB, filled in {filled:.1f} s"
+            f"one-chunk commit, {size:>9,} chunks: {milliseconds(statistics.median(series))} "
+            f"(p90 {milliseconds(sorted(series)[len(series) * 9 // 10])}), "
+            f"growth {growth / (len(series) + 5) / 1e3:.1f} KB a commit"
         )
-        del parts
-        repo.close()
-    print(f"    largest / smallest: {medians[sizes[-1]] / medians[sizes[0]]:.2f}")
+    ratios = [large / small for small, large in zip(times[sizes[0]], times[sizes[-1]], strict=True)]
+    print(f"    largest / smallest, pair by pair: {statistics.median(ratios):.2f}")
 
 
 COLD = """
@@ -104,8 +104,10 @@ print(time.perf_counter() - begin)
 
 
 def run_python(code: str) -> list[float]:
+    # An installed package has its modules compiled.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     ).stdout
     return [float(number) for number in output.split()]
 

@@ -29,7 +29,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, compress, count, islice, pairwise
+from itertools import accumulate, compress, islice, pairwise
 from operator import lt, ne
 from typing import Protocol, TypeAlias, final
 
@@ -43,13 +43,13 @@ __all__ = ["MAX_ENTRIES", "Node", "NodeStore", "Tree", "TreeRef", "decode_node",
 MAX_ENTRIES = 1024
 """A node holds no more; of nodes cut by hash alone, one in 10^14 would."""
 MAX_LEVEL = 31
-"""No tree is higher; 2^64 of the worst keys would make 18 levels."""
+"""No level is higher; 2^64 of the worst keys would reach level 18."""
 _BITS = 5
 _HASHED_LEVELS = 64 // _BITS
 _REF = struct.Struct("<32sQQ")
 _BATCH = 8192
 
-Entry: TypeAlias = tuple[bytes, bytes]
+Item: TypeAlias = tuple[bytes, bytes]
 Edit: TypeAlias = tuple[bytes, bytes | None]
 Change: TypeAlias = tuple[bytes, bytes | None, bytes | None]
 Measure: TypeAlias = Callable[[bytes], tuple[int, int]]
@@ -240,7 +240,7 @@ class Tree:
         stop: bytes | None = None,
         *,
         prefix: bytes = b"",
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Item]:
         """Iterate over the entries with start ≤ key < stop that begin with prefix, in order.
 
         Lazy: loads a node when the iteration comes to it. O(depth + nodes in the range).
@@ -256,7 +256,7 @@ class Tree:
                 yield key, value
             cursor.leave()
 
-    def first(self, root: TreeRef | None, start: bytes = b"") -> Entry | None:
+    def first(self, root: TreeRef | None, start: bytes = b"") -> Item | None:
         """Return the first entry with start ≤ key, or None. O(depth)."""
         return next(self.scan(root, start), None)
 
@@ -294,8 +294,10 @@ class Tree:
         In order of the keys; None stands for absence. Lazy. O(nodes that differ · depth): what the
         trees share is passed by unseen, on whatever level.
         """
+        if a == b:
+            return
         left, right = _Cursor(self._nodes, a, start), _Cursor(self._nodes, b, start)
-        while a != b and (left.level >= 0 or right.level >= 0):
+        while left.level >= 0 or right.level >= 0:
             # Equal entries need no look, and if they refer to nodes, neither does all below them.
             if left.level == right.level and (equal := left.equal(right)):
                 left.advance(equal)
@@ -330,7 +332,7 @@ class Tree:
         """
         return _Rewrite(self._nodes, self._measure).apply(root, edits)
 
-    def build(self, items: Iterable[Entry]) -> TreeRef | None:
+    def build(self, items: Iterable[Item]) -> TreeRef | None:
         """Make a tree of entries whose keys strictly ascend. O(entries), in bounded memory."""
         return _Rewrite(self._nodes, self._measure).build(items)
 
@@ -434,15 +436,16 @@ class _Cursor:
     def value(self) -> bytes:
         return self.node.values[self.index]
 
-    def rest(self) -> Iterator[Entry]:
+    def rest(self) -> Iterator[Item]:
         """Iterate over the entries from here to the end of the node."""
-        keys, values = self.node.keys, self.node.values
-        return islice(zip(keys, values, strict=True), self.index, None)
+        return zip(self.node.keys[self.index :], self.node.values[self.index :], strict=True)
 
     def equal(self, other: _Cursor) -> int:
         """Count how many entries are equal from here on, to the end of either node."""
+        if self.value != other.value:
+            return 0
         shorter = min(len(self.node.keys) - self.index, len(other.node.keys) - other.index)
-        return next(compress(count(), map(ne, self.rest(), other.rest())), shorter)
+        return next(compress(range(shorter), map(ne, self.rest(), other.rest())), shorter)
 
     def descend(self) -> None:
         """Go to the first entry of the node that this entry refers to."""
@@ -533,7 +536,7 @@ class _Rewrite:
             self._edit(node, _pack_ref(root), 0, len(edits))
         return self._finish()
 
-    def build(self, items: Iterable[Entry]) -> TreeRef | None:
+    def build(self, items: Iterable[Item]) -> TreeRef | None:
         iterator = iter(items)
         last: list[bytes] = []
         while batch := list(islice(iterator, _BATCH)):
