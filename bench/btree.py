@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from vzarr.btree import Node, Tree, TreeRef, decode_node
-from vzarr.format import blob_measure, node_digest
+from vzarr.btree import Tree
+from vzarr.format import TreeRef, blob_measure, node_digest
+from vzarr.node import Node, decode_node
 
 SIZES = (1_000, 100_000, 1_000_000)
 SAMPLES = 300

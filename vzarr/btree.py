@@ -24,29 +24,19 @@ and come from a ``NodeStore``, ``measure`` tells what an entry counts for.
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import accumulate, compress, islice, pairwise
-from operator import lt, ne
+from itertools import compress, islice
+from operator import ne
 from typing import Protocol, TypeAlias, final
-
-import msgpack
 
 from vzarr.errors import CorruptError
 from vzarr.format import Digest, TreeRef, key_hash
+from vzarr.node import MAX_ENTRIES, REFERENCE, Node, ascend, encode_node, row_of
 
-__all__ = ["MAX_ENTRIES", "Node", "NodeStore", "Tree", "TreeRef", "decode_node", "encode_node"]
-
-MAX_ENTRIES = 1024
-"""A node holds no more; of nodes cut by hash alone, one in 10^14 would."""
-MAX_LEVEL = 31
-"""No level is higher; 2^64 of the worst keys would reach level 18."""
 _BITS = 5
 _HASHED_LEVELS = 64 // _BITS
-_REF = struct.Struct("<32sQQ")
 _BATCH = 8192
 
 Item: TypeAlias = tuple[bytes, bytes]
@@ -59,22 +49,6 @@ OnConflict: TypeAlias = Callable[[bytes, bytes | None, bytes | None, bytes | Non
 # ── nodes ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@final
-class Node:
-    """One node, decoded: two lists of equal length, the keys strictly ascending. Never changed.
-
-    The values of level 0 are the map's. Above, a value is a reference to the node whose last key is
-    the entry's key: digest (32 bytes), count and nbytes (64 bits each, little-endian).
-    """
-
-    __slots__ = ("keys", "level", "values")
-
-    def __init__(self, level: int, keys: list[bytes], values: list[bytes]) -> None:
-        self.level = level
-        self.keys = keys
-        self.values = values
-
-
 class NodeStore(Protocol):
     """Where nodes are kept, by the digest of their bytes."""
 
@@ -83,79 +57,6 @@ class NodeStore(Protocol):
 
     def save(self, node_bytes: bytes) -> bytes:
         """Keep the bytes of a node; return their digest."""
-
-
-def encode_node(level: int, keys: list[bytes], values: list[bytes]) -> bytes:
-    """Encode a node: a msgpack array of level, number of entries, and two columns. O(n).
-
-    A column is two fields: the width that all its items have, or where they differ, the offset at
-    which each ends (32 bits each, little-endian); then the bytes of the items, back to back.
-    """
-    assert 0 <= level <= MAX_LEVEL, "no such level"
-    assert 0 < len(keys) == len(values) <= MAX_ENTRIES, "wrong number of entries"
-    assert _ascend(keys), "keys out of order"
-    key_ends, key_bytes = _pack_column(keys)
-    value_ends, value_bytes = _pack_column(values)
-    assert level == 0 or value_ends == _REF.size, "references of the wrong size"
-    fields = [level, len(keys), key_ends, key_bytes, value_ends, value_bytes]
-    packed: bytes = msgpack.packb(fields)
-    return packed
-
-
-def decode_node(data: bytes) -> Node:
-    """Decode a node: exactly the bytes that ``encode_node`` makes, else ``CorruptError``. O(n).
-
-    Sizes, order and spelling are checked; what takes other nodes to tell, ``Tree.check`` does.
-    """
-    try:
-        fields = msgpack.unpackb(data)
-        level, n, key_ends, key_bytes, value_ends, value_bytes = fields
-        if not (type(level) is type(n) is int and 0 <= level <= MAX_LEVEL and 0 < n <= MAX_ENTRIES):
-            raise ValueError("its level or its size is impossible")
-        # msgpack reads several spellings of the same fields, but writes one.
-        if msgpack.packb(fields) != data:
-            raise ValueError("it is not spelled canonically")
-        keys = _unpack_column(n, key_ends, key_bytes)
-        values = _unpack_column(n, value_ends, value_bytes)
-        if not _ascend(keys):
-            raise ValueError("its keys are out of order")
-        if level and value_ends != _REF.size:
-            raise ValueError("its references have the wrong size")
-    except (ValueError, TypeError, RecursionError, struct.error, msgpack.UnpackException) as error:
-        raise CorruptError(f"a tree node is damaged: {error or type(error).__name__}") from error
-    return Node(level, keys, values)
-
-
-def _pack_column(items: list[bytes]) -> tuple[int | bytes, bytes]:
-    widths = set(map(len, items))
-    if len(widths) == 1:
-        return widths.pop(), b"".join(items)
-    return struct.pack(f"<{len(items)}I", *accumulate(map(len, items))), b"".join(items)
-
-
-def _unpack_column(n: int, ends: int | bytes, data: bytes) -> list[bytes]:
-    if type(data) is not bytes:
-        raise TypeError("a column is not of bytes")
-    if isinstance(ends, int):
-        if len(data) != n * ends:
-            raise ValueError("a column has the wrong length")
-        return list(_fields(f"{ends}s", n).unpack(data))
-    offsets = (0, *_fields("I", n).unpack(ends))
-    items = [data[start:end] for start, end in pairwise(offsets)]
-    # Offsets that go back, or beyond the data, or spell one width, do not come out again.
-    if offsets[-1] != len(data) or _pack_column(items)[0] != ends:
-        raise ValueError("a column has the wrong offsets")
-    return items
-
-
-@lru_cache(maxsize=4096)
-def _fields(item: str, n: int) -> struct.Struct:
-    """Make the layout of n items; to unpack them in one go is four times as fast as in a loop."""
-    return struct.Struct("<" + item * n)
-
-
-def _ascend(keys: list[bytes]) -> bool:
-    return all(map(lt, keys, islice(keys, 1, None)))
 
 
 def _ending(level: int, keys: Iterable[bytes]) -> list[bytes]:
@@ -181,7 +82,7 @@ def _child(nodes: NodeStore, node: Node, index: int) -> Node:
 def _sums(level: int, values: Sequence[bytes], measure: Measure) -> tuple[int, int]:
     """Sum up the entries of a node: count and bytes."""
     if level:
-        numbers = _fields("32xQQ", len(values)).unpack(b"".join(values))
+        numbers = row_of("32xQQ", len(values)).unpack(b"".join(values))
         return sum(numbers[::2]), sum(numbers[1::2])
     total_count = total_nbytes = 0
     for entries, nbytes in map(measure, values):
@@ -191,11 +92,11 @@ def _sums(level: int, values: Sequence[bytes], measure: Measure) -> tuple[int, i
 
 
 def _pack_ref(ref: TreeRef) -> bytes:
-    return _REF.pack(ref.digest, ref.count, ref.nbytes)
+    return REFERENCE.pack(ref.digest, ref.count, ref.nbytes)
 
 
 def _unpack_ref(value: bytes) -> TreeRef:
-    digest, count, nbytes = _REF.unpack(value)
+    digest, count, nbytes = REFERENCE.unpack(value)
     return TreeRef(Digest(digest), count, nbytes)
 
 
@@ -404,7 +305,7 @@ class Tree:
             raise _corrupt(ref, "it goes on after a key that ends a node")
         if not (ending or is_last or len(node.keys) == MAX_ENTRIES):
             raise _corrupt(ref, "it ends at a key that ends no node")
-        if _REF.unpack(ref)[1:] != _sums(node.level, node.values, self._measure):
+        if REFERENCE.unpack(ref)[1:] != _sums(node.level, node.values, self._measure):
             raise _corrupt(ref, "its sums are not those that the reference to it says")
         if node.level:
             last = len(node.keys) - 1
@@ -528,7 +429,7 @@ class _Rewrite:
             return root
         self._edit_keys = [key for key, _ in edits]
         self._edit_values = [value for _, value in edits]
-        assert _ascend(self._edit_keys), "edits out of order"
+        assert ascend(self._edit_keys), "edits out of order"
         if root is None:
             self._edit_leaf(Node(0, [], []), 0, len(edits))
         else:
@@ -541,7 +442,7 @@ class _Rewrite:
         last: list[bytes] = []
         while batch := list(islice(iterator, _BATCH)):
             keys = [key for key, _ in batch]
-            assert _ascend(last + keys), "items out of order"
+            assert ascend(last + keys), "items out of order"
             self._append(0, keys, [value for _, value in batch], keys)
             last = keys[-1:]
         return self._finish()
@@ -638,7 +539,7 @@ class _Rewrite:
             return old_ref
         else:
             # To measure an entry may take long: where the keys are the same, measure what differs.
-            _, count, nbytes = _REF.unpack(old_ref)
+            _, count, nbytes = REFERENCE.unpack(old_ref)
             for before, after in zip(old.values, run.values, strict=True):
                 if before is not after:
                     less, more = (_sums(level, [value], self._measure) for value in (before, after))
@@ -646,7 +547,7 @@ class _Rewrite:
         if not (0 <= count < 2**64 and 0 <= nbytes < 2**64):
             raise CorruptError("a tree is damaged: its sums are beyond 64 bits")
         digest = self._nodes.save(encode_node(level, run.keys, run.values))
-        return _REF.pack(digest, count, nbytes)
+        return REFERENCE.pack(digest, count, nbytes)
 
     def _finish(self) -> TreeRef | None:
         """Close the runs from the bottom up; the highest one makes the root."""

@@ -67,8 +67,7 @@ class Output:
         self._terminal = sys.stdout.isatty()
         self._begun = False
         # Soft wrapping leaves long lines to the terminal, so that nothing is broken in a pipe.
-        plain = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
-        self._console = Console(**plain)  # type: ignore[arg-type]
+        self._console = _Console()
 
     def document(self, facts: Mapping[str, Any]) -> None:
         """Print the JSON document, if that was asked for."""
@@ -91,7 +90,7 @@ class Output:
         self, columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, right: int = -1
     ) -> None:
         """Print a table, one column of it aligned to the right; without headings in a pipe."""
-        texts = [[_text([cell]) for cell in row] for row in rows]
+        texts = [[_one_line(_text([cell])) for cell in row] for row in rows]
         if self.as_json or not texts:
             return
         if self._terminal:
@@ -136,9 +135,24 @@ class Output:
         return track(things, what, console=bar, transient=True, disable=not watched)
 
 
+class _Console(Console):
+    """Prints text as it is, and leaves long lines to the terminal: nothing is broken in a pipe."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        # rich would end the process. What is to be done is said in one place, below.
+        raise BrokenPipeError
+
+
 def _text(cells: Iterable[Cell]) -> Text:
     parts = [(cell, "") if isinstance(cell, str) else cell for cell in cells]
     return Text.assemble(*((_clean(part), style) for part, style in parts))
+
+
+def _one_line(text: Text) -> Text:
+    return Text(" ").join(text.split("\n")) if "\n" in text.plain else text
 
 
 def _clean(text: str) -> str:
@@ -183,15 +197,18 @@ class _Commands(click.Group):
             # What a closed pipe does not take has to come to light here, not at the exit.
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader, say ``head``, has seen enough. Python flushes once more at the exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader, say ``head``, has seen enough.
+            _abandon_stdout()
             ctx.exit(_HUNG_UP)
         except (VzarrError, OSError) as error:
-            message = _clean(" ".join(str(error).split("\n")))
-            Output(as_json=_wants_json(ctx)).document(
-                {"error": {"type": type(error).__name__, "message": message}}
-            )
-            _complain(("error: ", "red"), message)
+            _complain(("error: ", "red"), str(error))
+            try:
+                about = {"type": type(error).__name__, "message": str(error)}
+                Output(as_json=_wants_json(ctx)).document({"error": about})
+                sys.stdout.flush()
+            except OSError:
+                # The error was stdout's, say a full disk.
+                _abandon_stdout()
             ctx.exit(_PROBLEM)
         except KeyboardInterrupt:
             _complain("interrupted")
@@ -199,8 +216,12 @@ class _Commands(click.Group):
 
 
 def _complain(*cells: Cell) -> None:
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    console.print(_text(["vzarr: ", *cells]))
+    _Console(stderr=True).print(_one_line(_text(["vzarr: ", *cells])))
+
+
+def _abandon_stdout() -> None:
+    """Keep Python from writing what is left, and failing again, at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _JSON = "vzarr.json"
@@ -301,13 +322,18 @@ def _change_facts(change: NodeChange) -> dict[str, Any]:
     def sides(values: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         return {name: {"old": old, "new": new} for name, (old, new) in values.items()}
 
+    metadata = dict(change.metadata)
+    if "encoding" in metadata:
+        # Itself a document.
+        old, new = (json.loads(side) if side else None for side in metadata["encoding"])
+        metadata["encoding"] = (old, new)
     return {
         "path": change.path,
         "kind": change.kind,
         "change": change.change,
         "old_path": change.old_path,
         "attributes": sides(change.attributes),
-        "metadata": sides(change.metadata),
+        "metadata": sides(metadata),
         "chunks": [
             {
                 "coordinates": chunk.coordinates,
@@ -347,16 +373,14 @@ def _distances(
 ) -> Iterator[dict[str, int | None]]:
     """Count for each branch the commits that only it, or only main, has. O(commits of both)."""
     heads = {entry["name"]: entry["commit"] for entry in branches}
-    lines: dict[str, set[str]] = {}
-    for head in heads.values():
-        lines[head] = lines.get(head) or {commit.id for commit in repo.log(head)}
-    main_line = lines[heads["main"]] if "main" in heads else None
-    for head in heads.values():
-        if main_line is None:
+    if "main" not in heads:
+        for _ in heads:
             yield {"ahead": None, "behind": None}
-        else:
-            line = lines[head]
-            yield {"ahead": len(line - main_line), "behind": len(main_line - line)}
+        return
+    lines = {head: {commit.id for commit in repo.log(head)} for head in set(heads.values())}
+    theirs = lines[heads["main"]]
+    for head in heads.values():
+        yield {"ahead": len(lines[head] - theirs), "behind": len(theirs - lines[head])}
 
 
 def _spell_distance(facts: Mapping[str, Any]) -> str:
@@ -772,7 +796,12 @@ def _list_tags(file: str) -> None:
     out.table(
         ["tag", "commit", "tagged", "message"],
         [
-            [(entry.name, _TAG), out.commit_id(entry.commit), _time(entry.time), entry.message]
+            [
+                (entry.name, _TAG),
+                out.commit_id(entry.commit),
+                _time(entry.time),
+                _subject(entry.message),
+            ]
             for entry in tags
         ],
     )
@@ -802,7 +831,13 @@ def _delete_tag(file: str, name: str) -> None:
     "root_id}} versions[commit message bytes] versions_bytes file_bytes",
 )
 @click.option("--synthetic", is_flag=True, help="Make up an ocean; needs no other package.")
-@click.option("--directory", default=".", metavar="DIR", help="Where to leave ocean.vzarr.")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False),
+    default=".",
+    metavar="DIR",
+    help="Where to leave ocean.vzarr.",
+)
 @click.option("--force", is_flag=True, help="Replace an ocean.vzarr that is there.")
 def demo(synthetic: bool, directory: str, force: bool) -> None:
     """See what vzarr does, on a real ocean model.

@@ -173,7 +173,7 @@ def centre(repo: vzarr.Repository) -> str:
     """Tell where on Earth the middle of the box is."""
     y, x = ((part.start + part.stop) // 2 for part in BOX[1:])
     grid = (zarr.open_array(repo.store("main"), path=p, mode="r") for p in ("nav_lat", "nav_lon"))
-    north, east = (np.asarray(axis[y, x]) for axis in grid)
+    north, east = (float(np.asarray(axis[y, x])) for axis in grid)
     return f"{abs(north):.0f}° {'NS'[north < 0]} {abs(east):.0f}° {'EW'[east < 0]}"
 
 
@@ -234,7 +234,7 @@ def synthetic_months() -> Months:
     eastward = (np.arange(360) + 252.5) % 360 - 180
     latitude, longitude = np.meshgrid(np.linspace(-78, 88, 330), eastward, indexing="ij")
     wave = np.sin(np.radians(2 * longitude - 116)) + np.cos(np.radians(3 * latitude)) / 2
-    land = wave > 0.7
+    land = wave > 0.3
 
     def begin(store: vzarr.VzarrStore) -> None:
         group = zarr.create_group(store, attributes={"title": "a made-up ocean"})

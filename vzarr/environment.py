@@ -27,6 +27,7 @@ import os
 import secrets
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
@@ -79,7 +80,9 @@ _ATTEMPTS, _MOMENT = 20, 0.001
 _OPEN_TIMEOUT = 60.0
 _FORK_TIMEOUT = 10.0
 _EXIT_TIMEOUT = 1.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02
+# How long a writer sleeps between two looks at the gate: at first, at most, and when it is next.
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_TURN = 0.0002, 0.02, 0.002
+_TURN_OFFSET = 1 << 62
 
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL_CODES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, -30772})
@@ -459,13 +462,41 @@ class _Gate:
             self.descriptor = -1
 
     def _flock(self, timeout: float | None, deadline: float | None) -> None:
+        self._poll(self._try_turn, _LONGEST_PAUSE, timeout, deadline)
+        try:
+            self._poll(self._try_flock, _LONGEST_TURN, timeout, deadline)
+        finally:
+            self._try_turn(fcntl.F_UNLCK)
+
+    def _poll(
+        self,
+        attempt: Callable[[], bool],
+        longest: float,
+        timeout: float | None,
+        deadline: float | None,
+    ) -> None:
         pause = _FIRST_PAUSE
-        while not self._try_flock():
+        while not attempt():
             remaining = pause if deadline is None else deadline - time.monotonic()
             if remaining <= 0:
                 raise self._busy(timeout, _flock_holder(self.descriptor))
             time.sleep(min(pause, remaining))
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            pause = min(pause * 1.5, longest)
+
+    def _try_turn(self, kind: int = fcntl.F_WRLCK) -> bool:
+        """Try to be the next, or end that, by a lock on a byte far behind the end of the file.
+
+        Whoever writes without a pause has to queue here like all others, while the next one waits
+        at the gate; without it, one who polls would hardly ever find the gate open. Systems that
+        lack such locks do without.
+        """
+        if sys.platform == "linux":
+            lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, _TURN_OFFSET, 1, 0)
+            try:
+                fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, lock)
+            except OSError as error:
+                return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return True
 
     def _try_flock(self) -> bool:
         try:
@@ -525,7 +556,8 @@ def _flock_pid(major: int, minor: int, inode: int) -> int | None:
 
 
 def _command(pid: int) -> str:
-    return " ".join(_lines(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()
+    # Shortened, because it may hold a whole script.
+    return " ".join(_lines(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()[:200]
 
 
 def _started(pid: int) -> datetime | None:
@@ -823,8 +855,8 @@ def _map(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
 def _cannot_map(error: lmdb.Error, path: str) -> VzarrError:
     if _code(error) in _REFUSALS:
         return StorageError(
-            f"{path}-lock cannot be opened for writing, which LMDB needs even to read: give "
-            "yourself the permission, or take that to write the directory away",
+            f"{path}-lock cannot be opened for writing, which LMDB needs even to read: get the "
+            "permission to write it and its directory",
             code=_code(error),
         )
     if "already open" in str(error):
@@ -1019,8 +1051,10 @@ class Environment:
         """Create a file and open it for writing.
 
         ``initialise`` runs in the txn that makes the databases. The file appears at its path whole
-        and durable, or not at all. Raises ``AlreadyExistsError`` if something is there,
-        ``NotFoundError`` if its directory is not, ``FullError``, and what ``initialise`` raises.
+        and durable, or not at all; a process that is killed meanwhile may leave a draft beside it
+        (``.vzarr-`` and digits), of no further use. Raises ``AlreadyExistsError`` if something is
+        there, ``NotFoundError`` if its directory is not, ``FullError``, and what ``initialise``
+        raises.
         """
         path = _real(path)
         if not unsafe_network_filesystem:
@@ -1035,6 +1069,7 @@ class Environment:
             )
         except BaseException:
             os.unlink(path)
+            # Of no use to anybody now: its data file is gone.
             if not had_lock_file:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path + "-lock")
@@ -1120,8 +1155,9 @@ class Environment:
     def read(self) -> _Reading:
         """Open a read txn: ``with environment.read() as txn``. Keep it short.
 
-        While one is open no page of its snapshot can be used again, and the file grows. Takes about
-        a microsecond. Raises ``StorageError`` if there are too many readers.
+        While one is open no page of its snapshot can be used again, and the file grows. It may be
+        opened inside another txn of the thread, and sees what was committed by then. Raises
+        ``StorageError`` if there are too many readers. Takes about a microsecond.
         """
         return _Reading(self)
 
@@ -1129,10 +1165,11 @@ class Environment:
         """Open the write txn: ``with environment.write() as txn``. Committed at the end.
 
         When the block ends normally the commit is atomic and in order; it survives a crash of the
-        machine after ``sync`` or the next commit. When the block raises, nothing is written.
-        ``room`` is the number of bytes about to be written. Waits up to ``timeout`` seconds for
-        other writers (None: for ever; Ctrl-C works). Raises ``BusyError``, ``FullError``,
-        ``ReadOnlyError``, and ``StorageError`` if the file was replaced. Takes some 0.1 ms.
+        machine after ``sync`` or the next commit. When the block raises, nothing is written. The
+        block must end in the thread where it began. ``room`` is the number of bytes about to be
+        written. Waits up to ``timeout`` seconds for other writers (None: for ever; Ctrl-C works).
+        Raises ``BusyError``, ``FullError``, ``ReadOnlyError``, ``SessionStateError`` inside another
+        txn of the thread, and ``StorageError`` if the file was replaced. Takes some 0.1 ms.
         """
         return _Writing(self, timeout, room)
 
@@ -1600,20 +1637,22 @@ class _Registry:
     def forget(self, environment: Environment) -> None:
         """Drop an environment, unless somebody has opened it again meanwhile."""
         with self._lock:
-            if not environment._users and self._environments.get(environment._key) is environment:
+            known = self._environments.get(environment._key) is environment
+            # One that is lost stays, to say so to whoever opens the file.
+            if known and not environment._users and not environment._lost:
                 del self._environments[environment._key]
                 environment._gate.close()
 
     def before_fork(self) -> None:
         """Wait until no thread is inside LMDB: a child that closed its copy would hang."""
         deadline = time.monotonic() + _FORK_TIMEOUT
+        quiet: list[Environment] = []
+        self._forking.quiet = quiet
         # In one order in all threads, so that two that fork do not wait for each other.
-        environments = sorted(self._environments.values(), key=lambda found: found._key)
-        self._forking.quiet = [
-            environment
-            for environment in environments
-            if environment._activity.shut(max(0.0, deadline - time.monotonic()))
-        ]
+        for environment in sorted(self._environments.values(), key=lambda found: found._key):
+            remaining = max(0.0, deadline - time.monotonic())
+            if environment._activity.shut(remaining):
+                quiet.append(environment)
 
     def after_fork_in_parent(self) -> None:
         for environment in self._forking.quiet:

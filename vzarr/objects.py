@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, Literal, Protocol, TypeVar, final
 
-from vzarr.btree import Node, decode_node
 from vzarr.environment import Environment, Txn
 from vzarr.errors import CorruptError
 from vzarr.format import (
@@ -22,6 +21,7 @@ from vzarr.format import (
     entry_digest,
     node_digest,
 )
+from vzarr.node import Node, decode_node
 
 Verify = Literal["always", "first", "never"]
 """When the digest of a chunk is checked: at every read, at the first in this process, or not."""

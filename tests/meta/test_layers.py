@@ -15,7 +15,8 @@ PACKAGE = Path(vzarr.__file__).parent
 LAYERS = [
     ["errors"],
     ["format"],
-    ["lmdbfile", "btree", "metadata", "author"],
+    ["lmdbfile", "node", "metadata", "author"],
+    ["btree"],
     ["environment"],
     ["objects"],
     ["history"],
@@ -35,7 +36,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WALLS = {
     "lmdb": {"environment"},
     "blake3": {"format"},
-    "msgpack": {"format", "btree"},
+    "msgpack": {"format", "node"},
     "asyncio": {"store"},
     "click": {"cli"},
     "rich": {"cli", "demo"},

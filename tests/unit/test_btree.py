@@ -23,9 +23,10 @@ from hypothesis.stateful import (
 )
 
 from vzarr import btree
-from vzarr.btree import Node, Tree, TreeRef, decode_node, encode_node
+from vzarr.btree import Tree
 from vzarr.errors import CorruptError
-from vzarr.format import Digest, blob_measure, key_hash, node_digest
+from vzarr.format import Digest, TreeRef, blob_measure, key_hash, node_digest
+from vzarr.node import Node, decode_node, encode_node
 
 Model = dict[bytes, bytes]
 

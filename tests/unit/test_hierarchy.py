@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vzarr.btree import Node, decode_node
+from vzarr.node import Node, decode_node
 from vzarr.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from vzarr.format import EMPTY_ENTRY, Blob, chunk_digest, encode_entry, node_digest
 from vzarr.hierarchy import Hierarchy

@@ -1,0 +1,110 @@
+"""One node of a tree: two columns of keys and values, encoded and decoded as packed arrays."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from itertools import accumulate, islice, pairwise
+from operator import lt
+from typing import final
+
+import msgpack
+
+from vzarr.errors import CorruptError
+
+MAX_ENTRIES = 1024
+"""A node holds no more; of nodes cut by hash alone, one in 10^14 would."""
+MAX_LEVEL = 31
+"""No level is higher; 2^64 of the worst keys would reach level 18."""
+REFERENCE = struct.Struct("<32sQQ")
+"""A value above level 0: the digest, count and nbytes of a node."""
+
+
+@final
+class Node:
+    """One node, decoded: two lists of equal length, the keys strictly ascending. Never changed.
+
+    The values of level 0 are the map's. Above, a value is a reference to the node whose last key is
+    the entry's key: digest (32 bytes), count and nbytes (64 bits each, little-endian).
+    """
+
+    __slots__ = ("keys", "level", "values")
+
+    def __init__(self, level: int, keys: list[bytes], values: list[bytes]) -> None:
+        self.level = level
+        self.keys = keys
+        self.values = values
+
+
+def encode_node(level: int, keys: list[bytes], values: list[bytes]) -> bytes:
+    """Encode a node: a msgpack array of level, number of entries, and two columns. O(n).
+
+    A column is two fields: the width that all its items have, or where they differ, the offset at
+    which each ends (32 bits each, little-endian); then the bytes of the items, back to back.
+    """
+    assert 0 <= level <= MAX_LEVEL, "no such level"
+    assert 0 < len(keys) == len(values) <= MAX_ENTRIES, "wrong number of entries"
+    assert ascend(keys), "keys out of order"
+    key_ends, key_bytes = _pack_column(keys)
+    value_ends, value_bytes = _pack_column(values)
+    assert level == 0 or value_ends == REFERENCE.size, "references of the wrong size"
+    fields = [level, len(keys), key_ends, key_bytes, value_ends, value_bytes]
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def decode_node(data: bytes) -> Node:
+    """Decode a node: exactly the bytes that ``encode_node`` makes, else ``CorruptError``. O(n).
+
+    Sizes, order and spelling are checked; what takes other nodes to tell, ``Tree.check`` does.
+    """
+    try:
+        fields = msgpack.unpackb(data)
+        level, n, key_ends, key_bytes, value_ends, value_bytes = fields
+        if not (type(level) is type(n) is int and 0 <= level <= MAX_LEVEL and 0 < n <= MAX_ENTRIES):
+            raise ValueError("its level or its size is impossible")
+        # msgpack reads several spellings of the same fields, but writes one.
+        if msgpack.packb(fields) != data:
+            raise ValueError("it is not spelled canonically")
+        keys = _unpack_column(n, key_ends, key_bytes)
+        values = _unpack_column(n, value_ends, value_bytes)
+        if not ascend(keys):
+            raise ValueError("its keys are out of order")
+        if level and value_ends != REFERENCE.size:
+            raise ValueError("its references have the wrong size")
+    except (ValueError, TypeError, RecursionError, struct.error, msgpack.UnpackException) as error:
+        raise CorruptError(f"a tree node is damaged: {error or type(error).__name__}") from error
+    return Node(level, keys, values)
+
+
+def _pack_column(items: list[bytes]) -> tuple[int | bytes, bytes]:
+    widths = set(map(len, items))
+    if len(widths) == 1:
+        return widths.pop(), b"".join(items)
+    return struct.pack(f"<{len(items)}I", *accumulate(map(len, items))), b"".join(items)
+
+
+def _unpack_column(n: int, ends: int | bytes, data: bytes) -> list[bytes]:
+    if type(data) is not bytes:
+        raise TypeError("a column is not of bytes")
+    if isinstance(ends, int):
+        if len(data) != n * ends:
+            raise ValueError("a column has the wrong length")
+        return list(row_of(f"{ends}s", n).unpack(data))
+    offsets = (0, *row_of("I", n).unpack(ends))
+    items = [data[start:end] for start, end in pairwise(offsets)]
+    # Offsets that go back, or beyond the data, or spell one width, do not come out again.
+    if offsets[-1] != len(data) or _pack_column(items)[0] != ends:
+        raise ValueError("a column has the wrong offsets")
+    return items
+
+
+@lru_cache(maxsize=4096)
+def row_of(item: str, n: int) -> struct.Struct:
+    """Make the layout of n items; to unpack them in one go is four times as fast as in a loop."""
+    return struct.Struct("<" + item * n)
+
+
+def ascend(keys: list[bytes]) -> bool:
+    """Whether keys are in strictly ascending order. O(n)."""
+    return all(map(lt, keys, islice(keys, 1, None)))
