@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from vzarr import btree
+from vzarr import btree, node
 from vzarr.btree import Tree
 from vzarr.errors import CorruptError
 from vzarr.format import Digest, TreeRef, blob_measure, key_hash, node_digest
@@ -97,6 +97,7 @@ class Shape:
     def in_force(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(btree, "MAX_ENTRIES", self.max_entries)
+            patch.setattr(node, "MAX_ENTRIES", self.max_entries)
             patch.setattr(btree, "key_hash", self.hashed)
             yield
 
@@ -791,6 +792,7 @@ class Forger:
 @pytest.fixture
 def forger(monkeypatch: pytest.MonkeyPatch) -> Forger:
     monkeypatch.setattr(btree, "MAX_ENTRIES", 4)
+    monkeypatch.setattr(node, "MAX_ENTRIES", 4)
     monkeypatch.setattr(
         btree, "key_hash", lambda key: 2**64 - 1 - 31 if b"A" <= key <= b"Z" else 2**64 - 1
     )
