@@ -43,7 +43,8 @@ from vzarr.repository import (
     exists,
     open,  # noqa: A004 - vzarr.open, as zarr.open
 )
-from vzarr.session import Session, Status
+from vzarr.session import Session
+from vzarr.status import Status
 
 if TYPE_CHECKING:
     from vzarr.register import register

@@ -51,7 +51,8 @@ from vzarr.merge import Strategy
 from vzarr.objects import Objects, Overlay, Verify, put_root
 from vzarr.refs import ReflogEntry
 from vzarr.revisions import Revision, resolve
-from vzarr.session import Durability, Session, Settings, Status, now
+from vzarr.session import Durability, Session, Settings, now
+from vzarr.status import Status
 from vzarr.tree import Tree, draw
 
 if TYPE_CHECKING:

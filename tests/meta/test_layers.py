@@ -23,6 +23,7 @@ LAYERS = [
     ["hierarchy", "refs"],
     ["changes", "merge", "revisions", "tree"],
     ["diff"],
+    ["status"],
     ["session"],
     ["branches", "store"],
     ["repository"],
