@@ -6,7 +6,6 @@
 ...     zarr.save_array(store, data, path="temperature")
 """
 
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from vzarr.diff import ChunkChange, Diff, NodeChange
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from vzarr.register import register
     from vzarr.store import VzarrStore
 
-__version__ = _version("vzarr")
-
 __all__ = [
     "AlreadyExistsError",
     "BusyError",
@@ -92,11 +89,16 @@ __all__ = [
     "register",
 ]
 
-# These need zarr, which takes half a second to import; ``vzarr log`` does not.
+# These need zarr, which takes half a second to import, and ``vzarr log`` does not. The version is
+# looked up when somebody asks for it, for the same reason.
 _LAZY = {"VzarrStore": "vzarr.store", "register": "vzarr.register"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vzarr")
     if name in _LAZY:
         import importlib
 

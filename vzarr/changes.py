@@ -85,7 +85,12 @@ class ChangeSet:
         O(1); waits for the background writer where that is too far behind, and raises what stopped
         it (``FullError``, ``BusyError``, ``StorageError``).
         """
+        # Bytes first: a thread that reads without the lock finds what the edit names.
+        self.stage(blob, data)
         self.edits[key] = blob
+
+    def stage(self, blob: Blob, data: Bytes) -> None:
+        """Keep bytes until they are in LMDB, as ``put``, for no key yet."""
         if self.staged(blob.digest) is None:
             self._fresh[blob.digest] = data
             self._fresh_bytes += len(data) + _ENTRY_COST_BYTES
@@ -156,8 +161,9 @@ class ChangeSet:
         while len(self._waiting) >= _MAX_BATCHES_WAITING:
             self._settle(self._waiting[0])
         batch = _Batch(self._fresh)
-        self._fresh, self._fresh_bytes = {}, 0
+        # In this order, so that a thread that reads without the lock finds them here or there.
         self._waiting.append(batch)
+        self._fresh, self._fresh_bytes = {}, 0
         self._start(batch)
 
     def _start(self, batch: _Batch) -> None:

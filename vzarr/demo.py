@@ -266,8 +266,9 @@ def synthetic_months() -> Months:
         sun = 23 * np.sin(np.radians(30 * number - 80))
         weather = random.normal(scale=0.5, size=land.shape)
         celsius = 30 * np.cos(np.radians(latitude - sun / 4)) ** 2 - 1.8 + weather
+        celsius = np.maximum(celsius, -1.8).round(2)
         for name, values in (
-            (SST, np.where(land, np.nan, celsius.round(2))),
+            (SST, np.where(land, np.nan, celsius)),
             ("time", 15 + 30 * number),
         ):
             array = zarr.open_array(store, path=name)

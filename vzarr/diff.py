@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -156,12 +157,31 @@ class NodeChange:
         text = "chunks: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
         if self.change != "changed":
             return text
+        box = _box(self.regions)
+        if box is not None:
+            return f"{text}, all of {format_region(box)}"
         shown = [
             f"{chunk.coordinates}" + (f" {format_region(chunk.region)}" if chunk.region else "")
             for chunk in self.chunks[:_SHOWN_CHUNKS]
         ]
         more = len(self.chunks) - len(shown)
         return text + ": " + ", ".join(shown) + (f", … and {more} more" if more else "")
+
+
+def _box(regions: Sequence[Region]) -> Region | None:
+    """Find the box that several regions, which do not overlap, fill without a gap, if they do."""
+    if len(regions) < 2:
+        return None
+    axes = list(zip(*regions, strict=True))
+    box = tuple(
+        slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in axes
+    )
+    filled = sum(_volume(region) for region in regions)
+    return box if filled == _volume(box) else None
+
+
+def _volume(region: Region) -> int:
+    return math.prod(part.stop - part.start for part in region)
 
 
 def _show(value: Any) -> str:

@@ -336,11 +336,13 @@ class _Activity:
         self._changed = threading.Condition()
 
     def enter(self, who: object) -> None:
+        """Come in; wait if somebody wants to be alone, unless this thread is inside already."""
         self._inside[who] = get_ident()
         if self._shut:
             self._queue(who)
 
     def leave(self, who: object) -> None:
+        """Go; nothing happens to one who is not inside."""
         self._inside.pop(who, None)
         if self._shut:
             with self._changed:
@@ -351,6 +353,7 @@ class _Activity:
         return get_ident() in list(self._inside.values())
 
     def inside(self) -> list[object]:
+        """List who is inside."""
         return list(self._inside)
 
     def shut(self, timeout: float | None = None) -> bool:
@@ -369,6 +372,7 @@ class _Activity:
             return alone
 
     def open(self) -> None:
+        """Let the others in again."""
         with self._changed:
             self._shut = False
             self._changed.notify_all()
@@ -384,6 +388,7 @@ class _Activity:
             self.open()
 
     def require_outside(self) -> None:
+        """Raise ``SessionStateError`` if this thread is inside."""
         if self.here():
             raise self._not_here()
 
@@ -449,6 +454,7 @@ class _Gate:
         self._since = time.time()
 
     def release(self) -> None:
+        """Let the next writer through."""
         self._owner = 0
         try:
             # Closing would not do: a process that is being spawned may share the descriptor.
@@ -457,6 +463,7 @@ class _Gate:
             self._lock.release()
 
     def close(self) -> None:
+        """Close the descriptor; the gate can be passed no more."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -643,6 +650,7 @@ def _open_descriptor(path: str) -> tuple[int, int]:
 
 
 def _open_once(path: str) -> tuple[int, int]:
+    """Open the data file as it is now. Raises ``NotFoundError`` and ``StorageError``."""
     flags = os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return os.open(path, os.O_RDWR | flags), 0
@@ -665,6 +673,7 @@ def _cannot_open(path: str, error: OSError) -> VzarrError:
 
 
 def _require_single_name(path: str, status: os.stat_result) -> None:
+    """Raise ``StorageError`` for a file with hard links."""
     if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
         raise StorageError(
             f"{path} has {status.st_nlink} names (hard links); LMDB would use a lock file for each "
@@ -704,6 +713,7 @@ def _examine(path: str, descriptor: int, *, writable: bool) -> Probe:
 
 
 def _require_ours(path: str) -> Probe:
+    """Probe a file. Raises ``NotARepositoryError`` unless it has all our databases."""
     found = probe(path)
     if not found.databases.issuperset(DATABASES):
         raise NotARepositoryError(
@@ -736,6 +746,7 @@ def _allocate(descriptor: int, offset: int, length: int) -> None:
 
 
 def _os_error(error: OSError, what: str) -> StorageError:
+    """Give our error for one of the system's."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return FullError(f"{what}: {error.strerror}; make room and try again", code=error.errno)
     return StorageError(f"{what}: {error.strerror}", code=error.errno)

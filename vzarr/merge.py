@@ -1,9 +1,9 @@
 """Three-way merge of snapshots: what both sides did since their base, or where they cannot agree.
 
 The merge walks three trees at once and skips every subtree that one side left alone, so that it
-costs what was changed and not what is there. The same thing changed on both sides to different
-bytes is a conflict, as is a change to what the other side deleted, or chunks written on one side
-into an array whose dtype, codecs or chunking the other side changed.
+costs what was changed and not what is there. Documents merge key by key. The same thing changed on
+both sides to different bytes is a conflict, as is a change to what the other side deleted, or new
+chunks of one side in an array whose dtype, codecs or chunking the other side changed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 from vzarr.btree import Tree
+from vzarr.documents import merge_documents
 from vzarr.format import (
     EMPTY_ENTRY,
     Blob,
@@ -102,7 +103,7 @@ def merge(
 
 
 def racing_resizes(store: Store, base: Entry, ours: Entry, theirs: Entry) -> list[Conflict]:
-    """Find arrays of which both sides resized one axis to the same length.
+    """Find arrays of which both sides resized one axis, to the same length.
 
     Between two sessions that is no agreement: each appended to what it saw, and of two equal rows,
     or rows of the fill value alone, a merge would keep one. O(changes · depth).
@@ -111,7 +112,7 @@ def racing_resizes(store: Store, base: Entry, ours: Entry, theirs: Entry) -> lis
     found: list[Conflict] = []
 
     def visit(path: str, base: Entry, ours: Entry, theirs: Entry) -> None:
-        if ours.documents == theirs.documents != base.documents:
+        if base.documents not in (ours.documents, theirs.documents):
             sides = (base, ours, theirs)
             nodes = [node_metadata(side.documents, store.read) for side in sides]
             if _both_resized(*nodes):
@@ -167,15 +168,22 @@ class _Merge:
     def _documents(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Mapping[str, Blob]:
         merged = {}
         for name in {**base.documents, **ours.documents, **theirs.documents}:
-            blob = self._blob(
-                base.documents.get(name),
-                ours.documents.get(name),
-                theirs.documents.get(name),
-                Conflict(path, "document", document=name),
-            )
+            sides = [side.documents.get(name) for side in (base, ours, theirs)]
+            blob = self._merge_keys(*sides)
+            if blob is None:
+                conflict = Conflict(path, "document", document=name)
+                blob = self._blob(sides[0], sides[1], sides[2], conflict)
             if blob is not None:
                 merged[name] = blob
         return merged
+
+    def _merge_keys(self, base: Blob | None, ours: Blob | None, theirs: Blob | None) -> Blob | None:
+        """Merge a document that both sides changed key by key; None where that does not work."""
+        if base is None or ours is None or theirs is None or len({base, ours, theirs}) < 3:
+            return None
+        read = self._store.read
+        data = merge_documents(read(base), read(ours), read(theirs))
+        return None if data is None else self._store.write(data)
 
     def _blob(
         self, base: Blob | None, ours: Blob | None, theirs: Blob | None, conflict: Conflict
@@ -229,7 +237,7 @@ def _both_resized(
     shapes = (base.array.shape, ours.array.shape, theirs.array.shape)
     if len({len(shape) for shape in shapes}) != 1:
         return False
-    return any(old not in (our, their) for old, our, their in zip(*shapes, strict=True))
+    return any(old != our == their for old, our, their in zip(*shapes, strict=True))
 
 
 def _blob(value: bytes | None) -> Blob | None:

@@ -86,6 +86,10 @@ class Store(Protocol):
         """Give the bytes of a chunk, document or file."""
         ...
 
+    def write(self, data: bytes) -> Blob:
+        """Keep the bytes of a new chunk or document."""
+        ...
+
 
 @final
 class Objects:
@@ -125,6 +129,10 @@ class Objects:
     def save(self, node_bytes: bytes) -> bytes:
         """Refuse: the objects on disk are written by commits alone."""
         raise AssertionError(f"{len(node_bytes)} bytes of node are saved without an overlay")
+
+    def write(self, data: bytes) -> Blob:
+        """Refuse, as ``save``."""
+        raise AssertionError(f"{len(data)} bytes are written without an overlay")
 
     def load_root(self, digest: Digest) -> Entry:
         """Give the root entry of a snapshot. Raises ``CorruptError``."""
@@ -206,6 +214,13 @@ class Overlay:
         data = self._blobs.staged(blob.digest) if self._blobs is not None else None
         return self._base.read(blob) if data is None else bytes(data)
 
+    def write(self, data: bytes) -> Blob:
+        """Stage bytes that a merge made, as if they had been set. O(n) for their hash."""
+        assert self._blobs is not None, "an overlay that only reads"
+        blob = Blob(chunk_digest(data), len(data))
+        self._blobs.stage(blob, data)
+        return blob
+
     @property
     def nbytes(self) -> int:
         """How many bytes of nodes wait to be written. O(number of nodes)."""
@@ -226,6 +241,10 @@ class BlobSource(Protocol):
 
     def staged(self, digest: bytes) -> bytes | memoryview | None:
         """Give the bytes of that digest, if they are staged in memory."""
+        ...
+
+    def stage(self, blob: Blob, data: bytes | memoryview) -> None:
+        """Keep bytes until they are in LMDB."""
         ...
 
 

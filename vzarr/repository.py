@@ -174,7 +174,7 @@ def open(  # noqa: A001 - the verb of zarr.open and builtins alike
     if not isinstance(timeout, int | float) or not timeout >= 0:
         raise InvalidInputError(f"timeout= is a number of seconds, not {timeout!r}")
     settings = Settings(lambda: author or default_author(), float(timeout), durability)
-    environment = _open_environment(target, mode, unsafe_network_filesystem)
+    environment = _open_environment(target, mode, settings.author, unsafe=unsafe_network_filesystem)
     return Repository(environment, settings, verify, read_only=mode == "r")
 
 
@@ -203,7 +203,9 @@ def delete(path: str | os.PathLike[str]) -> None:
     Environment.delete(target)
 
 
-def _open_environment(target: str, mode: Mode, unsafe: bool) -> Environment:
+def _open_environment(
+    target: str, mode: Mode, author: Callable[[], str], *, unsafe: bool
+) -> Environment:
     there = os.path.lexists(target)
     if mode in ("r", "r+") and not there:
         raise NotFoundError(
@@ -224,7 +226,9 @@ def _open_environment(target: str, mode: Mode, unsafe: bool) -> Environment:
         there = False
     if not there:
         try:
-            return Environment.create(target, _initialise, unsafe_network_filesystem=unsafe)
+            return Environment.create(
+                target, lambda txn: _initialise(txn, author()), unsafe_network_filesystem=unsafe
+            )
         except AlreadyExistsError:
             # Another process was faster, which only "w-" minds.
             if mode == "w-":
@@ -238,13 +242,12 @@ def _open_environment(target: str, mode: Mode, unsafe: bool) -> Environment:
     return environment
 
 
-def _initialise(txn: Txn) -> None:
+def _initialise(txn: Txn, author: str) -> None:
     """Fill a new file: what it is, and branch main with one empty commit."""
     created = now()
     txn.put("meta", b"format", encode_format(FormatRecord()))
     txn.put("meta", b"repository", encode_repository(RepositoryRecord(uuid.uuid4().bytes, created)))
     root = put_root(txn, EMPTY_ENTRY)
-    author = default_author()
     first = CommitRecord((), root, author, created, "create repository", {})
     commit = history.put(txn, first)
     refs.create_branch(txn, DEFAULT_BRANCH, commit, author, created, "create: repository")
@@ -272,6 +275,12 @@ def _check_path(path: object) -> str:
     target = os.fspath(path)
     if not isinstance(target, str) or not target or "\0" in target:
         raise InvalidInputError(f"a path is text that is not empty, not {target!r}")
+    try:
+        target.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"the path {target!r} is not valid Unicode; rename the file or directory"
+        ) from error
     # LMDB takes str itself and no subclass.
     return str(Path(target).expanduser()) if target.startswith("~") else str(target)
 

@@ -15,7 +15,7 @@ PACKAGE = Path(vzarr.__file__).parent
 LAYERS = [
     ["errors"],
     ["format"],
-    ["lmdbfile", "node", "metadata", "author"],
+    ["lmdbfile", "node", "metadata", "author", "documents"],
     ["btree"],
     ["environment"],
     ["objects"],

@@ -96,7 +96,7 @@ def test_wrong_arguments_are_named(path, argument):
         vzarr.open(path, **argument)
 
 
-@pytest.mark.parametrize("target", [3, None, b"bytes", ""])
+@pytest.mark.parametrize("target", [3, None, b"bytes", "", "nul\0", "\udcff.vzarr"])
 def test_a_path_is_text(target):
     with pytest.raises(InvalidInputError, match="path"):
         vzarr.open(target)
@@ -455,7 +455,8 @@ def test_author_comes_from_the_call_the_repository_or_the_surroundings(path, mon
     with vzarr.open(path) as repo:
         assert repo.log()[0].author == "Env <env@example.org>"
     default_author.cache_clear()
-    with vzarr.open(path, author="Open <open@example.org>") as repo:
+    with vzarr.open(path, "w", author="Open <open@example.org>") as repo:
+        assert repo.log()[0].author == "Open <open@example.org>"
         session = repo.session("main")
         session.commit("1", allow_empty=True)
         session.commit("2", allow_empty=True, author="Call <call@example.org>")

@@ -302,6 +302,7 @@ def rebase(repo, ours: dict[str, bytes | None], theirs: dict[str, bytes | None],
         ({"b/zarr.json": GROUP}, {"b/zarr.json": GROUP}),
         ({"b/zarr.json": GROUP}, {"a/c/2": b"y"}),
         ({"file": b"x"}, {"other": b"y"}),
+        ({"a/c/0": b"x"}, {"a/zarr.json": array(80), "a/c/1": b"y"}),
     ],
 )
 def test_what_does_not_overlap_is_rebased(filled, ours, theirs):
@@ -361,6 +362,13 @@ def test_theirs_wins_where_asked(filled, ours, theirs, kind):
     assert session.get("untouched") == b"1"
     for key, data in theirs.items():
         assert session.get(key) == data
+
+
+def test_attributes_and_shape_of_one_document_merge(filled):
+    rebase(filled, {"a/zarr.json": array(units="K")}, {"a/zarr.json": array(50, long="T")})
+    assert json.loads(filled.session("main").get("a/zarr.json")) == json.loads(
+        array(50, units="K", long="T")
+    )
 
 
 def test_a_new_dtype_conflicts_with_chunks_of_the_old_one(filled):
@@ -464,6 +472,15 @@ def test_diff_tells_nodes_attributes_chunks_and_values(filled):
         diff["nothing"]
     back = filled.diff("main", "main~1")
     assert [(node.path, node.change) for node in back] == [("a", "changed"), ("b", "removed")]
+
+
+def test_a_diff_that_fills_a_box_says_so(repo):
+    session = repo.session("main")
+    commit(session, **{"a/zarr.json": array()})
+    commit(session, **{f"a/c/{number}": b"x" for number in (1, 2, 3)})
+    assert "3 added, all of [10:40]" in str(repo.diff("main~1"))
+    commit(session, **{"a/c/0": b"y", "a/c/2": b"y"})
+    assert "(0,) [0:10], (2,) [20:30]" in str(repo.diff("main~1"))
 
 
 def test_diff_finds_moves_and_lists_new_subtrees(filled):
