@@ -1062,8 +1062,9 @@ class Environment:
         """Create a file and open it for writing.
 
         ``initialise`` runs in the txn that makes the databases. The file appears at its path whole
-        and durable, or not at all; a process that is killed meanwhile may leave a draft beside it
-        (``.vzarr-`` and digits), of no further use. Raises ``AlreadyExistsError`` if something is
+        and durable, or not at all. A process that is killed meanwhile may leave a draft beside it
+        (``.vzarr-`` and digits) or, between two system calls, an empty file; both are of no further
+        use. Raises ``AlreadyExistsError`` if something is
         there, ``NotFoundError`` if its directory is not, ``FullError``, and what ``initialise``
         raises.
         """
