@@ -3,10 +3,10 @@
 Five things that LMDB leaves to its caller are done here, each behind one small class or function.
 
 * One handle for each file and process: a registry by (device, inode), with a count of its users.
-* One writer at a time, with a timeout and a name for who is in the way: ``_Gate``. LMDB's own mutex
+* One writer at a time, with a timeout and a name for who is in the way: ``Gate``. LMDB's own mutex
   can neither time out nor be interrupted, and its lock file goes by the path, not by the file.
-* Growth of the map, reopening, closing and ``fork`` while no txn is open: ``_Activity``.
-* No look at a file before it is known to be whole, ours, and on a local disk: ``_examine``.
+* Growth of the map, reopening, closing and ``fork`` while no txn is open: ``Activity``.
+* No look at a file before it is known to be whole, ours, and on a local disk: ``examine``.
 * One tree of errors: ``_translate``.
 
 Locks are taken in this order: gate, activity, registry. A thread may open a read txn inside another
@@ -22,46 +22,54 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
-import socket
-import stat
-import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 
 import lmdb
 
+from vzarr.activity import Activity
+from vzarr.datafile import (
+    ATTEMPTS,
+    DATABASES,
+    MAX_READERS,
+    MOMENT,
+    REFUSALS,
+    allocate_lock_file,
+    examine,
+    extend,
+    nobody_writes,
+    open_descriptor,
+    open_once,
+    os_error,
+    real_path,
+    require_ours,
+    require_single_name,
+)
 from vzarr.errors import (
     AlreadyExistsError,
-    BusyError,
     CorruptError,
     FullError,
-    Holder,
     InvalidInputError,
-    NotARepositoryError,
     NotFoundError,
     ReadOnlyError,
     SessionStateError,
     StorageError,
     VzarrError,
 )
+from vzarr.gate import Gate
 from vzarr.lmdbfile import Probe, probe
+from vzarr.system import require_local
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["DATABASES", "Environment", "EnvironmentInfo", "Txn"]
-
-DATABASES = ("meta", "chunks", "nodes", "commits", "branches", "tags", "reflog", "sessions")
 
 INITIAL_MAP_BYTES = 64 << 30
 """Address space reserved for a file, sparse and free of cost. 1 TiB each would not do for many."""
@@ -70,32 +78,11 @@ MINIMUM_MAP_BYTES = 256 << 20
 MAP_SLACK_BYTES = 1 << 20
 """What a write txn may need on top of what it announces: tree pages, the list of free pages."""
 
-_MAX_READERS = 1022
-# LMDB's lock file: a header of 128 bytes and a line of the processor's cache for each reader.
-_LOCK_FILE_BYTES = 128 + 64 * _MAX_READERS
-# A sound file may lack pages at its end that were allocated, freed and never written.
-_MAX_MISSING_PAGES = 256
-# How often, and at what intervals in seconds, to look again for what others are about to do.
-_ATTEMPTS, _MOMENT = 20, 0.001
 _OPEN_TIMEOUT = 60.0
 _FORK_TIMEOUT = 10.0
 _EXIT_TIMEOUT = 1.0
-# How long a writer sleeps between two looks at the gate: at first, at most, and when it is next.
-_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_TURN = 0.0002, 0.02, 0.002
-_TURN_OFFSET = 1 << 62
 
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL_CODES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, -30772})
-# Locks, shared mappings or both do not work between the machines that mount these.
-_NETWORK_FILE_SYSTEMS = frozenset(
-    {
-        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs"),
-        *("lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb2", "smb3"),
-        *("smbfs", "vboxsf", "virtiofs", "fuse.ceph", "fuse.davfs", "fuse.gcsfuse"),
-        *("fuse.glusterfs", "fuse.goofys", "fuse.juicefs", "fuse.mount-s3", "fuse.rclone"),
-        *("fuse.s3fs", "fuse.sshfs"),
-    }
-)
 
 
 # ---- Txn ------------------------------------------------------------------------------------
@@ -312,478 +299,6 @@ def _successor(prefix: bytes) -> bytes:
     return head[:-1] + bytes([head[-1] + 1]) if head else b""
 
 
-# ---- Who is inside --------------------------------------------------------------------------
-
-
-@final
-class _Activity:
-    """Who is inside LMDB, and a way to be alone there.
-
-    Every txn is inside. Growth, reopening, closing and ``fork`` pull the map away from under
-    whoever is, so they must be alone; while one of them waits, nobody else gets in, except a thread
-    that is inside already.
-
-    Entering takes no lock, because dict operations are atomic: who enters writes its name and then
-    looks whether the door is shut, who wants to be alone shuts the door and then looks who is
-    inside. At least one of them sees the other.
-    """
-
-    __slots__ = ("_changed", "_inside", "_shut")
-
-    def __init__(self) -> None:
-        self._inside: dict[object, int] = {}
-        self._shut = False
-        self._changed = threading.Condition()
-
-    def enter(self, who: object) -> None:
-        """Come in; wait if somebody wants to be alone, unless this thread is inside already."""
-        self._inside[who] = get_ident()
-        if self._shut:
-            self._queue(who)
-
-    def leave(self, who: object) -> None:
-        """Go; nothing happens to one who is not inside."""
-        self._inside.pop(who, None)
-        if self._shut:
-            with self._changed:
-                self._changed.notify_all()
-
-    def here(self) -> bool:
-        """Tell whether this thread is inside."""
-        return get_ident() in list(self._inside.values())
-
-    def inside(self) -> list[object]:
-        """List who is inside."""
-        return list(self._inside)
-
-    def shut(self, timeout: float | None = None) -> bool:
-        """Wait until nobody is inside and keep it so until ``open``; False if it cannot be had."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            if self.here() or not self._wait(lambda: not self._shut, deadline):
-                return False
-            self._shut = True
-            alone = False
-            try:
-                alone = self._wait(lambda: not self._inside, deadline)
-            finally:
-                if not alone:
-                    self.open()
-            return alone
-
-    def open(self) -> None:
-        """Let the others in again."""
-        with self._changed:
-            self._shut = False
-            self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only one, for as long as the block takes."""
-        if not self.shut():
-            raise self._not_here()
-        try:
-            yield
-        finally:
-            self.open()
-
-    def require_outside(self) -> None:
-        """Raise ``SessionStateError`` if this thread is inside."""
-        if self.here():
-            raise self._not_here()
-
-    def _not_here(self) -> SessionStateError:
-        return SessionStateError(
-            "the file must be opened or mapped anew, which cannot be done inside a txn of the same "
-            "thread: end that txn first"
-        )
-
-    def _queue(self, who: object) -> None:
-        with self._changed:
-            self._inside.pop(who, None)
-            # Whoever wants to be alone waits for this thread to leave: it must not wait in turn.
-            if not self.here():
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._shut)
-            self._inside[who] = get_ident()
-
-    def _wait(self, condition: Callable[[], bool], deadline: float | None) -> bool:
-        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return self._changed.wait_for(condition, remaining)
-
-
-# ---- The write gate -------------------------------------------------------------------------
-
-
-@final
-class _Gate:
-    """Lets one writer at a time through: a lock among threads, then ``flock`` on the data file.
-
-    The descriptor is our own, because ``flock`` belongs to it; being one of the data file, it also
-    keeps out writers that came by another path. The kernel drops the lock when the process dies.
-    """
-
-    __slots__ = ("_lock", "_owner", "_since", "_thread", "descriptor", "path")
-
-    def __init__(self, path: str, descriptor: int) -> None:
-        self.path = path
-        self.descriptor = descriptor
-        self._lock = threading.Lock()
-        self._owner = 0
-        self._thread = ""
-        self._since = 0.0
-
-    def mine(self) -> bool:
-        """Tell whether this thread is through the gate."""
-        return self._owner == get_ident()
-
-    def acquire(self, timeout: float | None) -> None:
-        """Wait for the gate. Raises ``BusyError`` after so many seconds; None waits for ever."""
-        if self.mine():
-            raise SessionStateError("a write txn of this thread is open already: end it first")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._lock.acquire(timeout=_for_lock(timeout)):
-            raise self._busy(timeout, self._own_holder())
-        try:
-            self._flock(timeout, deadline)
-        except BaseException:
-            self._lock.release()
-            raise
-        self._owner = get_ident()
-        self._thread = threading.current_thread().name
-        self._since = time.time()
-
-    def release(self) -> None:
-        """Let the next writer through."""
-        self._owner = 0
-        try:
-            # Closing would not do: a process that is being spawned may share the descriptor.
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-        finally:
-            self._lock.release()
-
-    def close(self) -> None:
-        """Close the descriptor; the gate can be passed no more."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def _flock(self, timeout: float | None, deadline: float | None) -> None:
-        self._poll(self._try_turn, _LONGEST_PAUSE, timeout, deadline)
-        try:
-            self._poll(self._try_flock, _LONGEST_TURN, timeout, deadline)
-        finally:
-            self._try_turn(fcntl.F_UNLCK)
-
-    def _poll(
-        self,
-        attempt: Callable[[], bool],
-        longest: float,
-        timeout: float | None,
-        deadline: float | None,
-    ) -> None:
-        pause = _FIRST_PAUSE
-        while not attempt():
-            remaining = pause if deadline is None else deadline - time.monotonic()
-            if remaining <= 0:
-                raise self._busy(timeout, _flock_holder(self.descriptor))
-            time.sleep(min(pause, remaining))
-            pause = min(pause * 1.5, longest)
-
-    def _try_turn(self, kind: int = fcntl.F_WRLCK) -> bool:
-        """Try to be the next, or end that, by a lock on a byte far behind the end of the file.
-
-        Whoever writes without a pause has to queue here like all others, while the next one waits
-        at the gate; without it, one who polls would hardly ever find the gate open. Systems that
-        lack such locks do without.
-        """
-        if sys.platform == "linux":
-            lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, _TURN_OFFSET, 1, 0)
-            try:
-                fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, lock)
-            except OSError as error:
-                return error.errno not in (errno.EAGAIN, errno.EACCES)
-        return True
-
-    def _try_flock(self) -> bool:
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise StorageError(
-                f"cannot lock {self.path} for writing: {error.strerror}", code=error.errno
-            ) from error
-        return True
-
-    def _own_holder(self) -> Holder:
-        return Holder(
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            command=f"thread {self._thread!r} of this process",
-            since=datetime.fromtimestamp(self._since, UTC),
-        )
-
-    def _busy(self, timeout: float | None, holder: Holder | None) -> BusyError:
-        return BusyError(
-            f"{self.path} is being written by {holder or 'another process'}; waited "
-            f"{timeout or 0:g} seconds: try again, or with a longer timeout",
-            holder=holder,
-        )
-
-
-def _for_lock(timeout: float | None) -> float:
-    return -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
-
-
-def _flock_holder(descriptor: int) -> Holder | None:
-    """Find who holds the ``flock`` of a file, where the system tells."""
-    status = os.fstat(descriptor)
-    pid = _flock_pid(os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-    if pid is None:
-        return None
-    return Holder(pid, socket.gethostname(), _command(pid), _started(pid))
-
-
-def _flock_pid(major: int, minor: int, inode: int) -> int | None:
-    likely = None
-    # 2: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
-    for line in _lines("/proc/locks"):
-        fields = line.split()
-        if len(fields) < 6 or fields[1] != "FLOCK" or not fields[5].endswith(f":{inode}"):
-            continue
-        # Zero stands for a process that we cannot see from our container.
-        pid = int(fields[4]) or None
-        if fields[5] == f"{major:02x}:{minor:02x}:{inode}":
-            return pid
-        if major == 0:
-            # stat() gives volumes numbers of their own (btrfs), which the kernel does not use here.
-            likely = pid
-    return likely
-
-
-def _command(pid: int) -> str:
-    # Shortened, because it may hold a whole script.
-    return " ".join(_lines(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()[:200]
-
-
-def _started(pid: int) -> datetime | None:
-    """When a process began, from the clock ticks between the start of the machine and its own."""
-    booted = [line.split()[1] for line in _lines("/proc/stat") if line.startswith("btime ")]
-    # The command in parentheses may hold anything; the fields follow the last one.
-    fields = "".join(_lines(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    if not booted or len(fields) < 20:
-        return None
-    seconds = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return datetime.fromtimestamp(int(booted[0]) + seconds, UTC)
-
-
-def _lines(path: str) -> list[str]:
-    """Read a file of /proc; nothing where there is none or it is not for us."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().splitlines()
-    except OSError:
-        return []
-
-
-# ---- Looking at a file before LMDB does -----------------------------------------------------
-
-
-def _real(path: str) -> str:
-    """Resolve a path: LMDB finds its lock file by the name that it is given."""
-    try:
-        return os.path.realpath(os.fspath(path))
-    except ValueError as error:
-        raise InvalidInputError(f"{path!r} is no path: {error}") from error
-
-
-def _require_local(path: str) -> None:
-    """Raise ``StorageError`` if the path is on a file system that several machines mount."""
-    kind = _file_system(path)
-    if kind in _NETWORK_FILE_SYSTEMS:
-        raise StorageError(
-            f"{path} is on a network file system ({kind}), where LMDB's locks and shared memory do "
-            "not work between machines and the repository would be damaged: use a local disk, or "
-            "pass unsafe_network_filesystem=True if only one machine ever opens it",
-            code=errno.EOPNOTSUPP,
-        )
-
-
-def _file_system(path: str) -> str:
-    """Give the type of the file system that a real path is on, or nothing where unknown."""
-    best, kind = "", ""
-    for line in _lines("/proc/self/mountinfo"):
-        mount, _, source = line.partition(" - ")
-        fields = mount.split(" ")
-        if len(fields) < 5 or not source:
-            continue
-        point = _unescape(fields[4])
-        # What was mounted last on the same point covers what was there.
-        if len(point) >= len(best) and _below(path, point):
-            best, kind = point, source.split(" ")[0]
-    return kind
-
-
-def _unescape(field: str) -> str:
-    # Blanks and backslashes in mount points are written as three octal digits.
-    head, *tail = field.split("\\")
-    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in tail)
-
-
-def _below(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
-def _open_descriptor(path: str) -> tuple[int, int]:
-    """Open the data file for ourselves; also give the error number if that is for reading only."""
-    for _ in range(_ATTEMPTS):
-        descriptor, refusal = _open_once(path)
-        # An empty file is the name that a creator has just taken; the content follows at once.
-        if os.fstat(descriptor).st_size:
-            break
-        os.close(descriptor)
-        time.sleep(_MOMENT)
-    else:
-        descriptor, refusal = _open_once(path)
-    return descriptor, refusal
-
-
-def _open_once(path: str) -> tuple[int, int]:
-    """Open the data file as it is now. Raises ``NotFoundError`` and ``StorageError``."""
-    flags = os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return os.open(path, os.O_RDWR | flags), 0
-    except OSError as error:
-        refusal = error.errno or errno.EACCES
-        if refusal not in (*_REFUSALS, errno.EISDIR):
-            raise _cannot_open(path, error) from error
-    try:
-        return os.open(path, os.O_RDONLY | flags), refusal
-    except OSError as error:
-        raise _cannot_open(path, error) from error
-
-
-def _cannot_open(path: str, error: OSError) -> VzarrError:
-    if error.errno == errno.ENOENT:
-        return NotFoundError(
-            f"{path} does not exist: check the path, or create a repository there", name=path
-        )
-    return StorageError(f"cannot open {path}: {error.strerror}", code=error.errno)
-
-
-def _require_single_name(path: str, status: os.stat_result) -> None:
-    """Raise ``StorageError`` for a file with hard links."""
-    if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
-        raise StorageError(
-            f"{path} has {status.st_nlink} names (hard links); LMDB would use a lock file for each "
-            "and two writers would damage the repository: keep one name, or copy the file",
-            code=errno.EMLINK,
-        )
-
-
-def _examine(path: str, descriptor: int, *, writable: bool) -> Probe:
-    """Probe a file before it is mapped. Raises if it is no repository, or damaged.
-
-    Mapping a file that is too short kills the interpreter. A few pages that were never written may
-    be missing for good reasons; a writer adds them, a reader waits for a writer to do so.
-    """
-    for _ in range(_ATTEMPTS):
-        found = _require_ours(path)
-        missing = found.required_bytes - found.file_bytes
-        if missing <= 0:
-            break
-        if missing > _MAX_MISSING_PAGES * found.page_size:
-            raise CorruptError(
-                f"{path} is cut off: it has {found.file_bytes} bytes of {found.required_bytes}; "
-                "restore it from a backup",
-                path=path,
-            )
-        if writable:
-            _extend(path, descriptor, found.required_bytes)
-        else:
-            time.sleep(_MOMENT)
-    else:
-        raise CorruptError(
-            f"{path} lacks its last {missing} bytes: open it once for writing, which adds them if "
-            "they were never used",
-            path=path,
-        )
-    return found
-
-
-def _require_ours(path: str) -> Probe:
-    """Probe a file. Raises ``NotARepositoryError`` unless it has all our databases."""
-    found = probe(path)
-    if not found.databases.issuperset(DATABASES):
-        raise NotARepositoryError(
-            f"{path} is an LMDB file of another program: give the path of a vzarr repository",
-            path=path,
-        )
-    return found
-
-
-def _extend(path: str, descriptor: int, size: int) -> None:
-    """Make a file that long; never shorter, whatever others do to it meanwhile."""
-    try:
-        _allocate(descriptor, size - 1, 1)
-    except OSError as error:
-        raise _os_error(error, f"cannot extend {path}") from error
-
-
-def _allocate(descriptor: int, offset: int, length: int) -> None:
-    """Reserve space beyond the end of a file, as zeros."""
-    if sys.platform != "darwin":
-        try:
-            os.posix_fallocate(descriptor, offset, length)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-        else:
-            return
-    if os.fstat(descriptor).st_size < offset + length:
-        os.pwrite(descriptor, bytes(length), offset)
-
-
-def _os_error(error: OSError, what: str) -> StorageError:
-    """Give our error for one of the system's."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return FullError(f"{what}: {error.strerror}; make room and try again", code=error.errno)
-    return StorageError(f"{what}: {error.strerror}", code=error.errno)
-
-
-def _allocate_lock_file(path: str) -> None:
-    """Create LMDB's lock file at full size: in a sparse one, a full disk kills the interpreter.
-
-    One that exists is none of our business: closing any descriptor of it would drop all locks
-    that this process has on it.
-    """
-    lock_path = path + "-lock"
-    try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError:
-        # It is there, or LMDB will say what is wrong.
-        return
-    try:
-        owner = os.stat(path)
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            # A lock file of root's would keep the owner of the data out of it.
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        _allocate(descriptor, 0, _LOCK_FILE_BYTES)
-    except OSError as error:
-        os.unlink(lock_path)
-        raise _os_error(error, f"cannot create {lock_path}") from error
-    finally:
-        os.close(descriptor)
-
-
-def _nobody_writes(path: str) -> bool:
-    """Tell whether a file is on read-only media, or in a place where we may write nothing."""
-    if os.statvfs(path).f_flag & os.ST_RDONLY:
-        return True
-    return not any(os.access(name, os.W_OK) for name in (path, os.path.dirname(path)))
-
-
 # ---- Opening --------------------------------------------------------------------------------
 
 
@@ -801,11 +316,11 @@ class _Opened:
         return (self.handle.info()["last_pgno"] + 1) * self.page_size
 
 
-def _open(path: str, key: tuple[int, int], gate: _Gate, *, writable: bool) -> _Opened:
+def _open(path: str, key: tuple[int, int], gate: Gate, *, writable: bool) -> _Opened:
     """Open a file after all checks. A writer must be through the gate."""
     _require_in_place(path, key)
-    found = _examine(path, gate.descriptor, writable=writable)
-    _allocate_lock_file(path)
+    found = examine(path, gate.descriptor, writable=writable)
+    allocate_lock_file(path)
     try:
         handle = _map_for_writing(path, found) if writable else _map_for_reading(path, found)
     except lmdb.Error as error:
@@ -830,7 +345,7 @@ def _map_for_reading(path: str, found: Probe) -> lmdb.Environment:
     try:
         return _map(path, found.file_bytes, readonly=True, lock=True)
     except lmdb.Error as error:
-        if _code(error) not in _REFUSALS or not _nobody_writes(path):
+        if _code(error) not in REFUSALS or not nobody_writes(path):
             raise
     return _map(path, found.file_bytes, readonly=True, lock=False)
 
@@ -852,7 +367,7 @@ def _map(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
                 readahead=True,
                 meminit=True,
                 mode=0o666,
-                max_readers=_MAX_READERS,
+                max_readers=MAX_READERS,
                 max_dbs=len(DATABASES),
                 max_spare_txns=0,
                 **options,
@@ -864,7 +379,7 @@ def _map(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
 
 
 def _cannot_map(error: lmdb.Error, path: str) -> VzarrError:
-    if _code(error) in _REFUSALS:
+    if _code(error) in REFUSALS:
         return StorageError(
             f"{path}-lock cannot be opened for writing, which LMDB needs even to read: get the "
             "permission to write it and its directory",
@@ -910,7 +425,7 @@ def _require_own_lock_file(path: str, handle: lmdb.Environment) -> None:
 
     That is so if the data file was replaced and somebody has the old one open.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         earliest = probe(path).txn_id
         with handle.begin() as transaction:
             counted = transaction.id()
@@ -919,7 +434,7 @@ def _require_own_lock_file(path: str, handle: lmdb.Environment) -> None:
         if earliest <= counted <= probe(path).txn_id:
             return
         # Between a commit's last write and its last count.
-        time.sleep(_MOMENT)
+        time.sleep(MOMENT)
     raise StorageError(
         f"{path} replaced a file that a process still has open, and shares its lock file: close "
         "all that use it, or move this file to another name"
@@ -954,7 +469,7 @@ def _translate(error: lmdb.Error, path: str) -> VzarrError:
         return CorruptError(f"LMDB cannot read {path} or its lock file: {reason}", path=path)
     if isinstance(error, lmdb.ReadersFullError):
         return StorageError(
-            f"{path} has {_MAX_READERS} readers, which is the most that LMDB takes: close some",
+            f"{path} has {MAX_READERS} readers, which is the most that LMDB takes: close some",
             code=errno.EAGAIN,
         )
     if isinstance(error, lmdb.DiskError) or _code(error) in _FULL_CODES:
@@ -1034,13 +549,13 @@ class Environment:
         "path",
     )
 
-    def __init__(self, path: str, key: tuple[int, int], gate: _Gate, refusal: int) -> None:
+    def __init__(self, path: str, key: tuple[int, int], gate: Gate, refusal: int) -> None:
         self.path = path
         self._key = key
         self._gate = gate
         # The error number if the file is not for us to write.
         self._refusal = refusal
-        self._activity = _Activity()
+        self._activity = Activity()
         # None until it is opened, and whenever LMDB has to be opened anew at the next use.
         self._opened: _Opened | None = None
         self._writable = False
@@ -1068,9 +583,9 @@ class Environment:
         there, ``NotFoundError`` if its directory is not, ``FullError``, and what ``initialise``
         raises.
         """
-        path = _real(path)
+        path = real_path(path)
         if not unsafe_network_filesystem:
-            _require_local(path)
+            require_local(path)
         with _draft(path) as draft:
             _write_draft(draft, initialise)
             had_lock_file = os.path.lexists(path + "-lock")
@@ -1104,9 +619,9 @@ class Environment:
         ``NotARepositoryError``, ``CorruptError``, ``BusyError``, or ``StorageError`` with the
         reason. Takes about a millisecond, much less if the file is open already.
         """
-        path = _real(path)
+        path = real_path(path)
         if not unsafe_network_filesystem:
-            _require_local(path)
+            require_local(path)
         environment = _registry.claim(path)
         try:
             environment._prepare(timeout, writable=writable)
@@ -1123,7 +638,7 @@ class Environment:
         one writes it, ``NotFoundError`` and ``StorageError``. Another process that has it open
         keeps reading what it has; its next write says that the file is gone.
         """
-        path = _real(path)
+        path = real_path(path)
         environment = _registry.claim(path)
         try:
             if environment._users > 1:
@@ -1136,7 +651,7 @@ class Environment:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path + "-lock")
             except OSError as error:
-                raise _os_error(error, f"cannot delete {path}") from error
+                raise os_error(error, f"cannot delete {path}") from error
             finally:
                 environment._gate.release()
         finally:
@@ -1224,7 +739,7 @@ class Environment:
                 return
             kind = type(obstacle)
             # Others may go on growing the file; no other obstacle should come twice.
-            if tried.count(kind) >= (_ATTEMPTS if kind is lmdb.MapResizedError else 1):
+            if tried.count(kind) >= (ATTEMPTS if kind is lmdb.MapResizedError else 1):
                 raise _translate(obstacle, self.path) from obstacle
             tried.append(kind)
             self._overcome(obstacle)
@@ -1325,7 +840,7 @@ class Environment:
         if os.fstat(self._gate.descriptor).st_size < required:
             # The commit is made. If the disk is full now, the next one to open the file tries.
             with contextlib.suppress(StorageError):
-                _extend(self.path, self._gate.descriptor, required)
+                extend(self.path, self._gate.descriptor, required)
 
     def _make_room(self, room: int) -> None:
         """Let the map grow before a txn would not fit. Must be called behind the gate."""
@@ -1362,7 +877,7 @@ class Environment:
         if self._lost:
             raise StorageError(self._lost)
         # Before all else, so that we do not wait for a lock on the file of another program.
-        _require_ours(self.path)
+        require_ours(self.path)
         if writable and self._refusal:
             raise StorageError(
                 f"{self.path} cannot be opened for writing: {os.strerror(self._refusal)}",
@@ -1408,12 +923,12 @@ class Environment:
         """Make the child's copy usable: whatever the parent had open is not ours to end."""
         opened, self._opened = self._opened, None
         inside = self._activity.inside()
-        self._activity = _Activity()
+        self._activity = Activity()
         self._gate.close()
         try:
-            self._gate = _Gate(self.path, _open_once(self.path)[0])
+            self._gate = Gate(self.path, open_once(self.path)[0])
         except VzarrError as error:
-            self._gate = _Gate(self.path, -1)
+            self._gate = Gate(self.path, -1)
             self._lost = str(error)
         if opened is not None and quiet:
             opened.handle.close()
@@ -1541,7 +1056,7 @@ def _draft(path: str) -> Iterator[str]:
     except OSError as error:
         if isinstance(error, VzarrError):
             raise
-        raise _os_error(error, f"cannot create {path}") from error
+        raise os_error(error, f"cannot create {path}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
@@ -1621,15 +1136,15 @@ class _Registry:
 
     def claim(self, path: str) -> Environment:
         """Find the environment of a file, or make one, and count one more user."""
-        descriptor, refusal = _open_descriptor(path)
+        descriptor, refusal = open_descriptor(path)
         try:
             status = os.fstat(descriptor)
-            _require_single_name(path, status)
+            require_single_name(path, status)
             key = (status.st_dev, status.st_ino)
             with self._lock:
                 environment = self._environments.get(key)
                 if environment is None:
-                    gate, descriptor = _Gate(path, descriptor), -1
+                    gate, descriptor = Gate(path, descriptor), -1
                     environment = Environment(path, key, gate, refusal)
                     self._environments[key] = environment
                 environment._users += 1

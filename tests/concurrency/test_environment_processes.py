@@ -20,6 +20,7 @@ from typing import Any
 import lmdb.verify
 import pytest
 
+from vzarr import datafile
 from vzarr import environment as module
 from vzarr.environment import DATABASES, Environment, Txn
 from vzarr.errors import AlreadyExistsError, BusyError, FullError, StorageError, VzarrError
@@ -526,8 +527,8 @@ def test_a_writer_that_is_killed_leaves_nothing(environment: Environment) -> Non
 def test_the_places_of_killed_readers_are_taken_back(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MAX_READERS", 4)
-    monkeypatch.setattr(module, "_LOCK_FILE_BYTES", 128 + 64 * 4)
+    monkeypatch.setattr(module, "MAX_READERS", 4)
+    monkeypatch.setattr(datafile, "LOCK_FILE_BYTES", 128 + 64 * 4)
     environment = Environment.create(file, nothing)
     children = [hold(environment, write=False) for _ in range(4)]
     with pytest.raises(StorageError, match="4 readers"), environment.read():
@@ -612,6 +613,7 @@ def test_the_growth_of_another_process_is_followed(
 
 GROW = """
 import sys
+from vzarr import datafile
 from vzarr import environment as module
 module.INITIAL_MAP_BYTES = 2 << 20
 module.MINIMUM_MAP_BYTES = 1 << 20
@@ -720,6 +722,7 @@ def stay():
         txn.put("meta", b"key", b"other") if "{kind}" == "write" else None
         inside.set()
         threading.Event().wait()
+from vzarr import datafile
 from vzarr import environment as module
 module._EXIT_TIMEOUT = 0.05
 threading.Thread(target=stay, daemon=True).start()

@@ -15,7 +15,8 @@ PACKAGE = Path(vzarr.__file__).parent
 LAYERS = [
     ["errors"],
     ["format"],
-    ["lmdbfile", "node", "metadata", "author", "documents"],
+    ["lmdbfile", "node", "metadata", "author", "documents", "activity", "system"],
+    ["gate", "datafile"],
     ["btree"],
     ["environment"],
     ["objects"],

@@ -21,7 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vzarr import datafile, system
 from vzarr import environment as module
+from vzarr.activity import Activity
 from vzarr.environment import DATABASES, Environment, Txn
 from vzarr.errors import (
     AlreadyExistsError,
@@ -220,7 +222,7 @@ def test_create_leaves_nothing_when_a_failed_put_is_caught(file: str) -> None:
     assert os.listdir(os.path.dirname(file)) == []
 
 
-@pytest.mark.parametrize("step", ["_publish", "_sync_directory", "_examine", "_map_for_writing"])
+@pytest.mark.parametrize("step", ["_publish", "_sync_directory", "examine", "_map_for_writing"])
 def test_create_leaves_nothing_when_a_step_fails(
     file: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -279,15 +281,15 @@ def test_the_umask_decides_who_may_read(file: str) -> None:
 
 def test_the_lock_file_has_its_full_size(environment: Environment) -> None:
     status = os.stat(environment.path + "-lock")
-    assert status.st_size == module._LOCK_FILE_BYTES
-    assert status.st_blocks * 512 >= module._LOCK_FILE_BYTES
-    assert environment.info().max_readers == module._MAX_READERS
+    assert status.st_size == datafile.LOCK_FILE_BYTES
+    assert status.st_blocks * 512 >= datafile.LOCK_FILE_BYTES
+    assert environment.info().max_readers == datafile.MAX_READERS
 
 
 def test_a_lock_file_that_exists_is_not_touched(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Environment.create(file, nothing).close()
     before = os.stat(file + "-lock")
-    monkeypatch.setattr(module, "_allocate", None)
+    monkeypatch.setattr(datafile, "_allocate", None)
     with opened(file):
         after = os.stat(file + "-lock")
     assert (before.st_ino, before.st_size) == (after.st_ino, after.st_size)
@@ -587,12 +589,12 @@ nonsense
 
 @pytest.fixture
 def mounts(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = module._lines
+    lines = system._lines
 
     def faked(path: str) -> list[str]:
         return MOUNTS.splitlines() if path.endswith("mountinfo") else lines(path)
 
-    monkeypatch.setattr(module, "_lines", faked)
+    monkeypatch.setattr(system, "_lines", faked)
 
 
 @pytest.mark.parametrize(
@@ -609,17 +611,17 @@ def mounts(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_file_system_of_a_path(mounts: None, path: str, kind: str) -> None:
-    assert module._file_system(path) == kind
+    assert system._file_system(path) == kind
     if kind in ("ext4", "xfs", "tmpfs"):
-        module._require_local(path)
+        system.require_local(path)
     else:
         with pytest.raises(StorageError, match="unsafe_network_filesystem=True") as caught:
-            module._require_local(path)
+            system.require_local(path)
         assert kind in str(caught.value)
 
 
 def test_network_file_systems_only_on_demand(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(system, "_file_system", lambda path: "nfs4")
     with pytest.raises(StorageError, match="network file system"):
         Environment.create(file, nothing)
     assert os.listdir(os.path.dirname(file)) == []
@@ -632,12 +634,12 @@ def test_network_file_systems_only_on_demand(file: str, monkeypatch: pytest.Monk
 
 def test_usual_directories_are_local(tmp_path: Path) -> None:
     for directory in (tmp_path, Path.cwd(), Path("/dev/shm"), Path.home()):
-        module._require_local(str(directory))
+        system.require_local(str(directory))
 
 
 def test_where_there_is_no_list_of_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_lines", lambda path: [])
-    module._require_local("/a")
+    monkeypatch.setattr(system, "_lines", lambda path: [])
+    system.require_local("/a")
 
 
 # ---- files that others move, and permissions ------------------------------------------------
@@ -796,8 +798,8 @@ def test_places_among_the_readers_are_given_back(environment: Environment) -> No
 
 
 def test_too_many_readers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_READERS", 4)
-    monkeypatch.setattr(module, "_LOCK_FILE_BYTES", 128 + 64 * 4)
+    monkeypatch.setattr(module, "MAX_READERS", 4)
+    monkeypatch.setattr(datafile, "LOCK_FILE_BYTES", 128 + 64 * 4)
     environment = Environment.create(file, nothing)
     with contextlib.ExitStack() as stack:
         for _ in range(4):
@@ -1104,7 +1106,7 @@ def test_a_busy_gate_names_the_process(environment: Environment) -> None:
 def test_where_the_holder_cannot_be_found(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_lines", lambda path: [])
+    monkeypatch.setattr(system, "_lines", lambda path: [])
     with (
         locked_elsewhere(environment.path),
         pytest.raises(BusyError, match="another process") as caught,
@@ -1129,8 +1131,8 @@ LOCKS = """1: POSIX  ADVISORY  WRITE 10 fe:00:77 0 EOF
 def test_the_list_of_locks(
     monkeypatch: pytest.MonkeyPatch, major: int, minor: int, inode: int, pid: int | None
 ) -> None:
-    monkeypatch.setattr(module, "_lines", lambda path: LOCKS.splitlines())
-    assert module._flock_pid(major, minor, inode) == pid
+    monkeypatch.setattr(system, "_lines", lambda path: LOCKS.splitlines())
+    assert system._flock_pid(major, minor, inode) == pid
 
 
 def test_opening_for_writing_waits_at_the_gate(file: str) -> None:
@@ -1377,7 +1379,7 @@ def test_a_commit_that_fails_writes_nothing(environment: Environment) -> None:
 
 
 def test_activity_gives_up_inside_a_txn_of_its_own_thread() -> None:
-    activity = module._Activity()
+    activity = Activity()
     activity.enter("me")
     assert not activity.shut(0)
     with pytest.raises(SessionStateError), activity.alone():
@@ -1388,7 +1390,7 @@ def test_activity_gives_up_inside_a_txn_of_its_own_thread() -> None:
 
 
 def test_activity_gives_up_in_time() -> None:
-    activity = module._Activity()
+    activity = Activity()
     begun, finish = threading.Event(), threading.Event()
 
     def stay() -> None:
@@ -1412,7 +1414,7 @@ def test_activity_gives_up_in_time() -> None:
 
 
 def test_activity_under_pressure() -> None:
-    activity = module._Activity()
+    activity = Activity()
     inside, alone, errors = [0], [0], []
     stop = threading.Event()
 

@@ -1,0 +1,109 @@
+"""Who uses a resource now, and a way to be the only one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from threading import get_ident
+from typing import final
+
+from vzarr.errors import SessionStateError
+
+
+@final
+class Activity:
+    """Who is inside LMDB, and a way to be alone there.
+
+    Every txn is inside. Growth, reopening, closing and ``fork`` pull the map away from under
+    whoever is, so they must be alone; while one of them waits, nobody else gets in, except a thread
+    that is inside already.
+
+    Entering takes no lock, because dict operations are atomic: who enters writes its name and then
+    looks whether the door is shut, who wants to be alone shuts the door and then looks who is
+    inside. At least one of them sees the other.
+    """
+
+    __slots__ = ("_changed", "_inside", "_shut")
+
+    def __init__(self) -> None:
+        self._inside: dict[object, int] = {}
+        self._shut = False
+        self._changed = threading.Condition()
+
+    def enter(self, who: object) -> None:
+        """Come in; wait if somebody wants to be alone, unless this thread is inside already."""
+        self._inside[who] = get_ident()
+        if self._shut:
+            self._queue(who)
+
+    def leave(self, who: object) -> None:
+        """Go; nothing happens to one who is not inside."""
+        self._inside.pop(who, None)
+        if self._shut:
+            with self._changed:
+                self._changed.notify_all()
+
+    def here(self) -> bool:
+        """Tell whether this thread is inside."""
+        return get_ident() in list(self._inside.values())
+
+    def inside(self) -> list[object]:
+        """List who is inside."""
+        return list(self._inside)
+
+    def shut(self, timeout: float | None = None) -> bool:
+        """Wait until nobody is inside and keep it so until ``open``; False if it cannot be had."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            if self.here() or not self._wait(lambda: not self._shut, deadline):
+                return False
+            self._shut = True
+            alone = False
+            try:
+                alone = self._wait(lambda: not self._inside, deadline)
+            finally:
+                if not alone:
+                    self.open()
+            return alone
+
+    def open(self) -> None:
+        """Let the others in again."""
+        with self._changed:
+            self._shut = False
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one, for as long as the block takes."""
+        if not self.shut():
+            raise self._not_here()
+        try:
+            yield
+        finally:
+            self.open()
+
+    def require_outside(self) -> None:
+        """Raise ``SessionStateError`` if this thread is inside."""
+        if self.here():
+            raise self._not_here()
+
+    def _not_here(self) -> SessionStateError:
+        return SessionStateError(
+            "the file must be opened or mapped anew, which cannot be done inside a txn of the same "
+            "thread: end that txn first"
+        )
+
+    def _queue(self, who: object) -> None:
+        with self._changed:
+            self._inside.pop(who, None)
+            # Whoever wants to be alone waits for this thread to leave: it must not wait in turn.
+            if not self.here():
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._shut)
+            self._inside[who] = get_ident()
+
+    def _wait(self, condition: Callable[[], bool], deadline: float | None) -> bool:
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return self._changed.wait_for(condition, remaining)

@@ -1,0 +1,144 @@
+"""The write gate of a data file: one writer at a time, among threads and processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from threading import get_ident
+from typing import final
+
+from vzarr.errors import BusyError, Holder, SessionStateError, StorageError
+from vzarr.system import flock_holder
+
+# How long a writer sleeps between two looks at the gate: at first, at most, and when it is next.
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_TURN = 0.0002, 0.02, 0.002
+_TURN_OFFSET = 1 << 62
+
+
+@final
+class Gate:
+    """Lets one writer at a time through: a lock among threads, then ``flock`` on the data file.
+
+    The descriptor is our own, because ``flock`` belongs to it; being one of the data file, it also
+    keeps out writers that came by another path. The kernel drops the lock when the process dies.
+    """
+
+    __slots__ = ("_lock", "_owner", "_since", "_thread", "descriptor", "path")
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._thread = ""
+        self._since = 0.0
+
+    def mine(self) -> bool:
+        """Tell whether this thread is through the gate."""
+        return self._owner == get_ident()
+
+    def acquire(self, timeout: float | None) -> None:
+        """Wait for the gate. Raises ``BusyError`` after so many seconds; None waits for ever."""
+        if self.mine():
+            raise SessionStateError("a write txn of this thread is open already: end it first")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._lock.acquire(timeout=_for_lock(timeout)):
+            raise self._busy(timeout, self._own_holder())
+        try:
+            self._flock(timeout, deadline)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._owner = get_ident()
+        self._thread = threading.current_thread().name
+        self._since = time.time()
+
+    def release(self) -> None:
+        """Let the next writer through."""
+        self._owner = 0
+        try:
+            # Closing would not do: a process that is being spawned may share the descriptor.
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Close the descriptor; the gate can be passed no more."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _flock(self, timeout: float | None, deadline: float | None) -> None:
+        self._poll(self._try_turn, _LONGEST_PAUSE, timeout, deadline)
+        try:
+            self._poll(self._try_flock, _LONGEST_TURN, timeout, deadline)
+        finally:
+            self._try_turn(fcntl.F_UNLCK)
+
+    def _poll(
+        self,
+        attempt: Callable[[], bool],
+        longest: float,
+        timeout: float | None,
+        deadline: float | None,
+    ) -> None:
+        pause = _FIRST_PAUSE
+        while not attempt():
+            remaining = pause if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                raise self._busy(timeout, flock_holder(self.descriptor))
+            time.sleep(min(pause, remaining))
+            pause = min(pause * 1.5, longest)
+
+    def _try_turn(self, kind: int = fcntl.F_WRLCK) -> bool:
+        """Try to be the next, or end that, by a lock on a byte far behind the end of the file.
+
+        Whoever writes without a pause has to queue here like all others, while the next one waits
+        at the gate; without it, one who polls would hardly ever find the gate open. Systems that
+        lack such locks do without.
+        """
+        if sys.platform == "linux":
+            lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, _TURN_OFFSET, 1, 0)
+            try:
+                fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, lock)
+            except OSError as error:
+                return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return True
+
+    def _try_flock(self) -> bool:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise StorageError(
+                f"cannot lock {self.path} for writing: {error.strerror}", code=error.errno
+            ) from error
+        return True
+
+    def _own_holder(self) -> Holder:
+        return Holder(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            command=f"thread {self._thread!r} of this process",
+            since=datetime.fromtimestamp(self._since, UTC),
+        )
+
+    def _busy(self, timeout: float | None, holder: Holder | None) -> BusyError:
+        return BusyError(
+            f"{self.path} is being written by {holder or 'another process'}; waited "
+            f"{timeout or 0:g} seconds: try again, or with a longer timeout",
+            holder=holder,
+        )
+
+
+def _for_lock(timeout: float | None) -> float:
+    return -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
