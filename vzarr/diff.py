@@ -17,6 +17,7 @@ from vzarr.format import (
     decode_blob,
     decode_coordinates,
     decode_entry,
+    decode_name,
     encode_entry,
     entry_measure,
 )
@@ -275,7 +276,7 @@ class _Source:
         self._compare_file(path, old, new)
         self._compare_node(path, old, new)
         for name, before, after in self._directories.diff(old.directory, new.directory):
-            member = join(path, name.decode())
+            member = join(path, decode_name(name))
             if before is None:
                 assert after is not None
                 self._added.append((member, decode_entry(after)))
@@ -366,7 +367,7 @@ class _Source:
 
     def _members(self, entry: Entry) -> Iterator[tuple[str, Entry]]:
         for name, data in self._directories.scan(entry.directory):
-            yield name.decode(), decode_entry(data)
+            yield decode_name(name), decode_entry(data)
 
     def _metadata(self, entry: Entry) -> NodeMetadata | None:
         return node_metadata(entry.documents, self._store.read)

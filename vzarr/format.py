@@ -618,6 +618,14 @@ def decode_entry(data: bytes) -> Entry:
     return _decode(data, "directory entry", build, encode_entry)
 
 
+def decode_name(data: bytes) -> str:
+    """Decode a name of a directory, which is UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptError(f"a directory is damaged: the name {data!r} is not UTF-8") from error
+
+
 def entry_measure(data: bytes) -> tuple[int, int]:
     """Count and size in bytes of the keys at and below an encoded entry."""
     entry = decode_entry(data)

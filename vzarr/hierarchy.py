@@ -31,6 +31,7 @@ from vzarr.format import (
     blob_measure,
     decode_blob,
     decode_entry,
+    decode_name,
     encode_blob,
     encode_coordinates,
     encode_entry,
@@ -106,7 +107,7 @@ class Hierarchy:
         return node_metadata(entry.documents, self._store.read)
 
     def chunk(self, entry: Entry, coordinates: tuple[int, ...]) -> Blob | None:
-        """Find a chunk of an array by its coordinates. O(log n)."""
+        """Find a chunk of an array by its coordinates, below 2^32 each. O(log n)."""
         value = self._indexes.get(entry.index, encode_coordinates(coordinates))
         return None if value is None else decode_blob(value)
 
@@ -176,7 +177,7 @@ class Hierarchy:
     def members(self, entry: Entry) -> Iterator[tuple[str, Entry]]:
         """List the members of an entry by name, lazily. O(members)."""
         for name, data in self._directories.scan(entry.directory):
-            yield name.decode(), decode_entry(data)
+            yield decode_name(name), decode_entry(data)
 
     def nodes(self, path: str = "") -> Iterator[tuple[str, Entry, NodeMetadata]]:
         """List the groups and arrays at and below a path, parents first. O(nodes)."""
@@ -297,17 +298,24 @@ class Hierarchy:
                 f"cannot move {source!r} to {destination!r}: that exists; delete it first",
                 name=destination,
             )
-        parent = destination.rpartition("/")[0]
-        metadata = self.node(parent)
-        if parent and (metadata is None or metadata.kind != "group"):
-            raise InvalidInputError(
-                f"cannot move {source!r} to {destination!r}: there is no group {parent!r}; "
-                "create it first"
-            )
-        if metadata is not None and metadata.kind != "group":
-            raise InvalidInputError(f"cannot move {source!r} to {destination!r}: / is an array")
+        self._require_group_above(source, destination)
         without = self._replace(self.root, source, EMPTY_ENTRY)
         return self._with_root(self._replace(without, destination, entry))
+
+    def _require_group_above(self, source: str, destination: str) -> None:
+        """Refuse a destination where the keys of what is moved would not be found again."""
+        what = f"cannot move {source!r} to {destination!r}"
+        parent, _, name = destination.rpartition("/")
+        if name in DOCUMENTS:
+            raise InvalidInputError(f"{what}: {name!r} is the name of a metadata document")
+        metadata = self.node(parent)
+        if parent and (metadata is None or metadata.kind != "group"):
+            raise InvalidInputError(f"{what}: there is no group {parent!r}; create it first")
+        names = destination.split("/")
+        for depth in range(len(names)):
+            above = self.entry("/".join(names[:depth]))
+            if above is not None and above.layout is not None:
+                raise InvalidInputError(f"{what}: {'/'.join(names[:depth]) or '/'} is an array")
 
     def _with_root(self, root: Entry) -> Hierarchy:
         return Hierarchy(self._store, root)

@@ -23,6 +23,7 @@ from vzarr.format import (
     decode_blob,
     decode_coordinates,
     decode_entry,
+    decode_name,
     encode_entry,
     entry_measure,
 )
@@ -126,7 +127,7 @@ def racing_resizes(store: Store, base: Entry, ours: Entry, theirs: Entry) -> lis
                 continue
             their = directories.get(theirs.directory, member)
             if their is not None and their != before:
-                below = join(path, member.decode())
+                below = join(path, decode_name(member))
                 visit(below, _entry(before), _entry(after), _entry(their))
 
     visit("", base, ours, theirs)
@@ -149,7 +150,7 @@ class _Merge:
         if ours == base:
             return theirs
         nodes = [node_metadata(side.documents, self._store.read) for side in (base, ours, theirs)]
-        if _incompatible(*nodes):
+        if ours.layout != theirs.layout or _incompatible(*nodes):
             self._conflict(Conflict(path, "node"))
             return theirs if self._strategy == "theirs" else ours
         documents = self._documents(path, base, ours, theirs)
@@ -215,7 +216,7 @@ class _Merge:
         def resolve(
             name: bytes, old: bytes | None, our: bytes | None, their: bytes | None
         ) -> bytes | None:
-            member = join(path, name.decode())
+            member = join(path, decode_name(name))
             merged = self.entry(member, _entry(old), _entry(our), _entry(their))
             return None if merged.is_empty else encode_entry(merged)
 

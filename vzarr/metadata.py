@@ -8,18 +8,25 @@ says so with None and treats the node's keys as plain files.
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
-from vzarr.format import Blob, Layout
+from vzarr.format import MAX_NDIM, Blob, Layout
 
 Kind = Literal["array", "group"]
 Region = tuple[slice, ...]
 """The part of an array that a chunk covers: one slice a dimension, clipped to the shape."""
 
-_MAX_NDIM = 64
+# Parsers give up at a depth that depends on Python; what a document means must not.
+_MAX_DEPTH = 100
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(rb"[\[\]{}]")
+# As many chunks an edge list may stand for; each is a number in memory.
+_MAX_EDGES = 2**20
 # Keys of a document that may change while the stored chunks keep their meaning.
 _SOFT_KEYS = {"shape", "attributes", "dimension_names", "consolidated_metadata"}
 
@@ -65,7 +72,7 @@ class ArrayMetadata:
                 step = max(chunks, 1)
                 ranges.append(range(start // step, -(-stop // step)))
             else:
-                ends = [sum(chunks[: i + 1]) for i in range(len(chunks))]
+                ends = list(accumulate(chunks))
                 ranges.append(range(bisect_left(ends, start + 1), bisect_left(ends, stop) + 1))
         return tuple(ranges)
 
@@ -114,11 +121,24 @@ def layout_of(documents: Mapping[str, Blob], read: Callable[[Blob], bytes]) -> L
 
 
 def _parse(data: bytes) -> Mapping[str, Any] | None:
+    if _is_too_deep(data):
+        return None
     try:
-        document = json.loads(data)
+        document = json.loads(data.decode())
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _is_too_deep(data: bytes) -> bool:
+    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in _BRACKETS.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > _MAX_DEPTH:
+            return True
+    return False
 
 
 def _read_v3(document: Mapping[str, Any] | None) -> NodeMetadata | None:
@@ -166,9 +186,9 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    if not isinstance(value, list) or len(value) > _MAX_NDIM:
+    if not isinstance(value, list) or len(value) > MAX_NDIM:
         return None
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value):
+    if not all(map(_is_length, value)):
         return None
     return tuple(value)
 
@@ -210,20 +230,23 @@ def _v3_grid(grid: Any, ndim: int) -> tuple[int | tuple[int, ...], ...] | None:
 
 def _edge_lengths(spec: Any) -> int | tuple[int, ...] | None:
     """Expand one dimension of a rectilinear grid: a length, or lengths and [length, repeats]."""
-    if isinstance(spec, int):
-        return spec
+    if _is_length(spec):
+        return int(spec)
     if not isinstance(spec, list):
         return None
     lengths: list[int] = []
     for item in spec:
-        match item:
-            case int(length):
-                lengths.append(length)
-            case [int(length), int(repeats)] if 0 <= repeats <= 2**24:
-                lengths += [length] * repeats
-            case _:
-                return None
+        length, repeats = item if isinstance(item, list) and len(item) == 2 else (item, 1)
+        if not _is_length(length) or not _is_length(repeats):
+            return None
+        if len(lengths) + repeats > _MAX_EDGES:
+            return None
+        lengths += [length] * repeats
     return tuple(lengths)
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _encoding(document: Mapping[str, Any]) -> str:

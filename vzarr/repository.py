@@ -235,7 +235,7 @@ def _open_environment(
                 raise
     environment = Environment.open(target, writable=mode != "r", unsafe_network_filesystem=unsafe)
     try:
-        _check_format(environment)
+        _check_format(environment, writable=mode != "r")
     except BaseException:
         environment.close()
         raise
@@ -253,7 +253,7 @@ def _initialise(txn: Txn, author: str) -> None:
     refs.create_branch(txn, DEFAULT_BRANCH, commit, author, created, "create: repository")
 
 
-def _check_format(environment: Environment) -> None:
+def _check_format(environment: Environment, *, writable: bool) -> None:
     with environment.read() as txn:
         data = txn.get("meta", b"format")
     if data is None:
@@ -265,6 +265,12 @@ def _check_format(environment: Environment) -> None:
         raise FormatVersionError(
             f"{environment.path} has format version {record.version}, and this release of vzarr "
             f"reads up to version {FORMAT_VERSION}; install a newer vzarr",
+            path=environment.path,
+        )
+    if writable and record.version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{environment.path} has format version {record.version}, which this release of vzarr "
+            "can read but not write; open it with mode 'r', or install a newer vzarr",
             path=environment.path,
         )
 

@@ -28,6 +28,7 @@ from vzarr.errors import (
     InvalidInputError,
     ReadOnlyError,
     SessionStateError,
+    StorageError,
 )
 from vzarr.format import (
     MAX_CHUNK_BYTES,
@@ -343,8 +344,9 @@ class Session:
         """Record the edits as one commit on the branch and give its id.
 
         The commit is durable when this returns (``durability="full"``). If it raises, the branch is
-        unchanged and the edits are still here. Where another writer committed first, the edits are
-        rebased on the new head if they touch nothing that it changed; else ``ConflictError`` lists
+        unchanged and the edits are still here; but for a ``StorageError`` that says the commit is
+        made and only its way to the disk failed. Where another writer committed first, the edits
+        are rebased on the new head if they touch nothing that it changed; else ``ConflictError`` lists
         the overlaps, unless ``merge`` says whose value to take ("ours", "theirs").
 
         Raises ``SessionStateError`` if there is nothing to commit and not ``allow_empty``,
@@ -475,10 +477,20 @@ class Session:
             why = f"{operation}: {subject}"
             refs.move_branch(txn, branch, head, commit, record.author, record.time, why)
             self._changes.release(txn)
-        if self._settings.durability == "full":
-            self._environment.sync()
         self._finish(commit)
+        if self._settings.durability == "full":
+            self._flush(commit)
         return commit
+
+    def _flush(self, commit: Digest) -> None:
+        try:
+            self._environment.sync()
+        except StorageError as error:
+            raise StorageError(
+                f"commit {commit.hex()[:12]} is made and others see it, but the disk did not "
+                f"confirm it, so that a crash of the machine may lose it: {error}",
+                code=error.errno,
+            ) from error
 
     def _finish(self, commit: Digest) -> None:
         """Go on from a commit that holds all this session's edits."""
@@ -514,20 +526,29 @@ class Session:
     def autocommit(self, message: str, *, each: bool) -> None:
         """Commit the edits at once; amend the commit that this session made just before.
 
-        With ``each``, or where another commit came between, make a new commit. Raises as
-        ``commit``.
+        With ``each``, where another commit came between, or where that commit has become a tag's or
+        another branch's, make a new one. As in any plain store the last write of a key stands.
+        Raises as ``commit``, but no ``ConflictError``. Cost: as ``commit``, and O(refs).
         """
         with self._lock:
             if not self.has_changes:
                 return
-            if not each and self._autocommitted == self._base:
-                try:
+            try:
+                if each or self._autocommitted != self._base or self._has_other_refs():
+                    self.commit(message, merge="ours")
+                else:
                     self.amend()
-                except ConflictError:
-                    self.commit(message)
-            else:
-                self.commit(message)
+            except ConflictError:
+                # Amending: the branch has moved on.
+                self.commit(message, merge="ours")
             self._autocommitted = self._base
+
+    def _has_other_refs(self) -> bool:
+        """Whether a tag or another branch holds the base: amending would take it out of ours."""
+        with self._environment.read() as txn:
+            return any(tag.commit == self.base for tag in refs.tags(txn)) or any(
+                head == self._base for name, head in refs.branches(txn) if name != self._branch
+            )
 
 
 class _HeadMovedError(Exception):

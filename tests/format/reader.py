@@ -315,9 +315,19 @@ def as_object(value: object) -> Mapping[str, Any]:
 
 def parse(data: bytes | None) -> Mapping[str, Any]:
     try:
-        return as_object(json.loads(data or b"null"))
-    except ValueError:
+        document = json.loads((data or b"null").decode())
+    except (ValueError, RecursionError):
         return {}
+    level = [document]
+    for _ in range(100):
+        level = [
+            item
+            for value in level
+            if isinstance(value, list | dict)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    too_deep = any(isinstance(value, list | dict) for value in level)
+    return {} if too_deep else as_object(document)
 
 
 def dimensions(shape: object) -> int | None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vzarr.node import Node, decode_node
 from vzarr.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from vzarr.format import EMPTY_ENTRY, Blob, chunk_digest, encode_entry, node_digest
 from vzarr.hierarchy import Hierarchy
+from vzarr.node import Node, decode_node
 
 
 class DictStore:
@@ -177,11 +177,15 @@ def test_move_gives_the_tree_that_writing_at_the_new_place_gives():
         ("a", "b", AlreadyExistsError),
         ("a", "missing/a", InvalidInputError),
         ("b", "a/b", InvalidInputError),
+        ("b", "a/c/0/1", InvalidInputError),
+        ("b", "zarr.json", InvalidInputError),
+        ("b", "g/deep", AlreadyExistsError),
     ],
 )
 def test_move_refuses_what_makes_no_sense(source, destination, error):
     store = DictStore()
-    hierarchy = build(store, {"a/zarr.json": v3_array(1), "a/c/0": b"1", "b/zarr.json": GROUP})
+    content = {"a/zarr.json": v3_array(3), "a/c/0/zarr.json": GROUP, "b/zarr.json": GROUP}
+    hierarchy = build(store, {**content, "g/deep/zarr.json": GROUP})
     with pytest.raises(error):
         hierarchy.move(source, destination)
 

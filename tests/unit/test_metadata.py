@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.format.memory import Memory
+from tests.format.reader import parse
 from vzarr.errors import VzarrError
 from vzarr.format import MAX_NDIM, Layout
 from vzarr.metadata import ArrayMetadata, NodeMetadata, layout_of, node_metadata
@@ -221,6 +222,14 @@ def test_attributes_of_format_2_are_a_document_of_their_own() -> None:
 def test_so_many_dimensions_and_no_more() -> None:
     assert read_array({"zarr.json": v3([1] * MAX_NDIM)}).layout == Layout(0, MAX_NDIM)
     assert read({"zarr.json": v3([1] * (MAX_NDIM + 1))}) is None
+
+
+@pytest.mark.parametrize(("levels", "understood"), [(99, True), (100, False), (5000, False)])
+def test_depth_has_a_limit_that_does_not_depend_on_python(levels, understood):
+    nested = b"[" * levels + b'"]{ \\" ["' + b"]" * levels
+    document = b'{"zarr_format": 3, "node_type": "group", "attributes": {}, "x": %s}' % nested
+    assert (read({"zarr.json": document}) is not None) == understood
+    assert bool(parse(document)) == understood
 
 
 # ── regions ──────────────────────────────────────────────────────────────────────────────────────

@@ -142,6 +142,12 @@ def test_a_newer_format_is_refused_and_named(path):
         vzarr.open(path)
     environment = Environment.open(str(path), writable=True)
     with environment.write() as txn:
+        txn.put("meta", b"format", encode_format(FormatRecord(2, 1)))
+    with pytest.raises(FormatVersionError, match="mode 'r'"):
+        vzarr.open(path)
+    with vzarr.open(path, "r") as repo:
+        assert repo.format_version == 2
+    with environment.write() as txn:
         txn.put("meta", b"format", old)
     environment.close()
 
@@ -399,8 +405,9 @@ def test_tags_never_move(repo, history):
 
 
 BAD_NAMES = [
-    "", " ", "a b", "a..b", ".a", "a/.b", "a.lock", "a/b.lock/c", "a.", "/a", "a/", "a//b", "-a", "@",
-    "HEAD", "a@{b", "a~1", "a^", "a:b", "a?", "a*", "a[b", "a\\b", "a\tb", "a\x7f", "x" * 401, "\udc80", 3,
+    "", " ", "a b", "a..b", ".a", "a/.b", "a.lock", "a/b.lock/c", "a.", "/a", "a/", "a//b", "-a",
+    "@", "HEAD", "a@{b", "a~1", "a^", "a:b", "a?", "a*", "a[b", "a\\b", "a\tb", "a\x7f",
+    "x" * 401, "\udc80", 3,
 ]  # fmt: skip
 
 

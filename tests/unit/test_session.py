@@ -322,6 +322,7 @@ OVERLAPS = [
     ({"a/zarr.json": array(50), "o": b"1"}, {"a/zarr.json": array(50)}, "document"),
     ({"file": b"x"}, {"file": b"y"}, "file"),
     ({"b/zarr.json": GROUP}, {"b/zarr.json": array()}, "node"),
+    ({"b/zarr.json": array()}, {"b/c/0": b"x"}, "node"),
     ({"a/zarr.json": None, "a/c/0": None, "a/c/1": None, "a/c/2": None}, {"a/c/0": b"y"}, "node"),
     ({"a/c/0": b"x"}, {"a/zarr.json": array().replace(b"uint8", b"uint16")}, None),
 ]
