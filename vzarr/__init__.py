@@ -8,6 +8,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vzarr.combine import MergePreview
 from vzarr.diff import ChunkChange, Diff, NodeChange
 from vzarr.errors import (
     AlreadyExistsError,
@@ -46,7 +47,7 @@ from vzarr.session import Session
 from vzarr.status import Status
 
 if TYPE_CHECKING:
-    from vzarr.register import register
+    from vzarr.registration import register
     from vzarr.store import VzarrStore
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "InvalidInputError",
     "Log",
     "MergeConflict",
+    "MergePreview",
     "NodeChange",
     "NotARepositoryError",
     "NotFoundError",
@@ -91,7 +93,7 @@ __all__ = [
 
 # These need zarr, which takes half a second to import, and ``vzarr log`` does not. The version is
 # looked up when somebody asks for it, for the same reason.
-_LAZY = {"VzarrStore": "vzarr.store", "register": "vzarr.register"}
+_LAZY = {"VzarrStore": "vzarr.store", "register": "vzarr.registration"}
 
 
 def __getattr__(name: str) -> Any:

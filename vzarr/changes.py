@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,14 +17,11 @@ from typing import final
 
 from vzarr.environment import Environment, Txn
 from vzarr.format import Blob, session_key
+from vzarr.objects import Bytes
 
-Bytes = bytes | memoryview
-
-BATCH_BYTES = 8 << 20
-"""Staged at once. Bigger txns are slower (page faults) and keep other writers waiting."""
-_MAX_BATCHES_WAITING = 2
-# Between two batches other processes, which poll for the write gate, get a chance to take it.
-_PAUSE_SECONDS = 0.001
+BATCH_BYTES = 16 << 20
+"""Staged at once. Each batch waits for the disk, bigger ones keep other writers waiting."""
+_MAX_BATCHES_WAITING = 3
 # An entry of the dictionaries here costs about as much as this many bytes of chunk.
 _ENTRY_COST_BYTES = 200
 
@@ -187,7 +183,6 @@ class ChangeSet:
             txn.put("sessions", session_key(self._session_id, 0), self._lease())
             put_blobs(txn, blobs.items())
             txn.put("sessions", session_key(self._session_id, number), b"".join(blobs))
-        time.sleep(_PAUSE_SECONDS)
 
 
 def put_blobs(txn: Txn, blobs: Iterable[tuple[bytes, Bytes]]) -> None:

@@ -93,7 +93,10 @@ class VzarrFileSystem(AsyncFileSystem):  # type: ignore[misc]
     ) -> Any:
         if maxdepth is not None or withdirs:
             return await super()._find(path, maxdepth=maxdepth, withdirs=withdirs, **options)
-        session, key = self._readable(path)
+        try:
+            session, key = self._readable(path)
+        except FileNotFoundError:
+            return {} if options.get("detail") else []
         base = self._strip_protocol(path)
         start = f"{key}/" if key else ""
         names = [f"{base}/{found.removeprefix(start)}" for found in session.keys(key)]
@@ -119,7 +122,11 @@ class VzarrFileSystem(AsyncFileSystem):  # type: ignore[misc]
 
     def _begin(self, file: str) -> Session:
         ref = self._branch if self._ref is None else self._ref
-        session = self._sessions[file] = self._repositories[file].session(ref)
+        try:
+            session = self._sessions[file] = self._repositories[file].session(ref)
+        except NotFoundError as error:
+            # Which is a KeyError: zarr would say that there is no group in the file.
+            raise InvalidInputError(str(error)) from error
         return session
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────

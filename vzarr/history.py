@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, final
@@ -127,6 +127,16 @@ def exists(environment: Environment, commit: Digest) -> bool:
         return txn.contains("commits", commit)
 
 
+def require(txn: Txn, commits: Iterable[Digest]) -> None:
+    """Make sure that the repository has these commits. Raises ``CommitNotFoundError``. O(log n)."""
+    for commit in commits:
+        if not txn.contains("commits", commit):
+            raise CommitNotFoundError(
+                f"commit {commit.hex()[:12]} was deleted meanwhile; nothing was written",
+                name=commit.hex(),
+            )
+
+
 def with_prefix(environment: Environment, prefix: str, limit: int) -> list[Digest]:
     """Find up to ``limit`` commits whose id begins with these hexadecimal digits. O(log n)."""
     whole = bytes.fromhex(prefix[: len(prefix) // 2 * 2])
@@ -181,6 +191,60 @@ def first_parents(
 def is_ancestor(environment: Environment, old: Digest, new: Digest) -> bool:
     """Whether ``old`` is ``new`` or reachable from it. O(commits between)."""
     return any(commit == old for commit, _ in log(environment, new))
+
+
+def merge_bases(
+    environment: Environment, ours: Iterable[Digest], theirs: Iterable[Digest]
+) -> list[Digest]:
+    """Find the best common ancestors of two commits, oldest first.
+
+    A common ancestor is best if no other one descends from it. There is none for unrelated
+    histories, and several after merges that crossed. Each side may be several commits, and stands
+    for one that has them as parents. O(commits since the bases); where there are several, O(commits
+    before them) too.
+    """
+    # Both sides' commits are marked from the newest back. A commit with both marks is a candidate,
+    # and what lies before it need not be looked at on behalf of either side: it is stale.
+    of_ours, of_theirs, stale = 1, 2, 4
+    marks: dict[bytes, int] = {}
+    candidates: dict[Digest, int] = {}
+    queue: list[tuple[int, Digest]] = []
+    # In the queue, with no mark that a later arrival could not still complete.
+    fresh: set[bytes] = set()
+
+    def push(commit: Digest, mark: int, newest: int | None) -> None:
+        before = marks.get(commit, 0)
+        if before | mark == before:
+            return
+        marks[commit] = before | mark
+        if marks[commit] & stale:
+            fresh.discard(commit)
+        else:
+            fresh.add(commit)
+        time = get(environment, commit).time
+        heapq.heappush(queue, (-time if newest is None else -min(time, newest), commit))
+
+    for commit in ours:
+        push(commit, of_ours, None)
+    for commit in theirs:
+        push(commit, of_theirs, None)
+    while fresh:
+        time, commit = heapq.heappop(queue)
+        fresh.discard(commit)
+        mark = marks[commit]
+        record = get(environment, commit)
+        if mark == of_ours | of_theirs:
+            candidates[commit] = record.time
+            mark |= stale
+        for parent in record.parents:
+            push(parent, mark, -time)
+    found = [commit for commit in candidates if not marks[commit] & stale]
+    if len(found) > 1:
+        # The walk ended as soon as no new candidate could come; one may still lie behind another.
+        parents = {parent for commit in found for parent in get(environment, commit).parents}
+        behind = {commit for commit, _ in log(environment, *parents)}
+        found = [commit for commit in found if commit not in behind]
+    return sorted(found, key=lambda commit: (candidates[commit], commit))
 
 
 def as_of(environment: Environment, head: Digest, time: datetime) -> Digest:

@@ -1,19 +1,21 @@
 """Three-way merge of snapshots: what both sides did since their base, or where they cannot agree.
 
 The merge walks three trees at once and skips every subtree that one side left alone, so that it
-costs what was changed and not what is there. Documents merge key by key. The same thing changed on
-both sides to different bytes is a conflict, as is a change to what the other side deleted, or new
-chunks of one side in an array whose dtype, codecs or chunking the other side changed.
+costs what was changed and not what is there. Documents merge key by key, chunks element by element:
+only those that both sides changed are decoded. What remains, the same thing changed on both sides
+to different values, is a conflict, as is a change to what the other side deleted, or new chunks of
+one side in an array whose dtype, codecs or chunking the other side changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from vzarr.btree import Tree
 from vzarr.documents import merge_documents
+from vzarr.errors import CorruptError, FormatError, InvalidInputError
 from vzarr.format import (
     EMPTY_ENTRY,
     Blob,
@@ -24,15 +26,24 @@ from vzarr.format import (
     decode_coordinates,
     decode_entry,
     decode_name,
+    encode_blob,
     encode_entry,
     entry_measure,
 )
 from vzarr.hierarchy import join
-from vzarr.metadata import NodeMetadata, Region, layout_of, node_metadata
+from vzarr.metadata import ArrayMetadata, NodeMetadata, Region, layout_of, node_metadata
 from vzarr.objects import Store
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vzarr.elements import Elements, Sides
+
+SideName = Literal["base", "ours", "theirs"]
+_SIDES: tuple[SideName, ...] = ("base", "ours", "theirs")
 Strategy = Literal["fail", "ours", "theirs"]
 STRATEGIES = ("fail", "ours", "theirs")
+Blobs = tuple[Blob | None, Blob | None, Blob | None]
 
 
 @final
@@ -49,11 +60,38 @@ class Conflict:
     coordinates: tuple[int, ...] | None = None
     """Which chunk."""
     region: Region | None = None
-    """The part of the array which that chunk covers."""
-    _blobs: tuple[Blob | None, Blob | None, Blob | None] = field(
-        default=(None, None, None), repr=False
-    )
+    """The smallest box around the elements that both sides changed to different values; where the
+    chunk could not be merged by element, the part of the array which it covers."""
+    reason: str | None = None
+    """Why the chunk could not be merged by element; None if it was, or for what is no chunk."""
+    _blobs: Blobs = field(default=(None, None, None), repr=False)
     _read: Callable[[Blob], bytes] | None = field(default=None, repr=False, compare=False)
+    _decode: Callable[[Region], Sequence[NDArray[Any]]] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    def decode(self, side: SideName) -> NDArray[Any]:
+        """Give the values of ``region``, of the chunk of one side: "base", "ours" or "theirs".
+
+        A missing chunk is full of the fill value. Raises ``InvalidInputError`` for a conflict that
+        is about no chunk, ``FormatError`` where zarr cannot decode it, and ``CorruptError``. Like
+        the bytes of ours, those values are there for as long as the session keeps its edits. Cost:
+        decodes the chunk of each side.
+        """
+        from vzarr.elements import UndecodableError
+
+        if side not in _SIDES:
+            raise InvalidInputError(f"a side is one of {', '.join(_SIDES)}, not {side!r}")
+        if self.kind != "chunk":
+            raise InvalidInputError(
+                f"only a chunk has values, and this is a conflict of a {self.kind}"
+            )
+        if self._decode is None or self.region is None:
+            raise FormatError(f"{self.path or '/'}: chunk {self.coordinates}: {self.reason}")
+        try:
+            return self._decode(self.region)[_SIDES.index(side)]
+        except UndecodableError as error:
+            raise FormatError(f"{self.path or '/'}: chunk {self.coordinates}: {error}") from error
 
     @property
     def base(self) -> bytes | None:
@@ -78,7 +116,8 @@ class Conflict:
         match self.kind:
             case "chunk":
                 where = f" {format_region(self.region)}" if self.region is not None else ""
-                return f"{self.path or '/'}: chunk {self.coordinates}{where} changed on both sides"
+                why = f" (not merged by element: {self.reason})" if self.reason is not None else ""
+                return f"{self.path or '/'}: chunk {self.coordinates}{where} changed on both sides{why}"
             case "document":
                 return f"{self.path or '/'}: {self.document} changed on both sides"
             case "file":
@@ -97,7 +136,9 @@ def merge(
     """Merge two snapshots' roots that both come from ``base``.
 
     Gives the merged root and the conflicts that ``strategy`` left open; for "ours" and "theirs"
-    there are none. O(changes · depth).
+    there are none. They decide what else would be a conflict, no more: of a chunk that both sides
+    changed, the elements that both changed. O(changes · depth); for each chunk that both changed,
+    some three times decoding and one encoding, and 1 to 3 ms.
     """
     merging = _Merge(store, strategy)
     return merging.entry("", base, ours, theirs), merging.conflicts
@@ -162,7 +203,7 @@ class _Merge:
         )
         return replace(
             merged,
-            index=self._index(path, nodes[1], base, ours, theirs),
+            index=self._index(path, merged, base, ours, theirs),
             directory=self._directory(path, base, ours, theirs),
         )
 
@@ -197,18 +238,18 @@ class _Merge:
         return theirs if self._strategy == "theirs" else ours
 
     def _index(
-        self, path: str, node: NodeMetadata | None, base: Entry, ours: Entry, theirs: Entry
+        self, path: str, merged: Entry, base: Entry, ours: Entry, theirs: Entry
     ) -> TreeRef | None:
-        array = node.array if node is not None else None
+        chunks = _Chunks(self._store, path, merged, (base, ours, theirs))
 
         def resolve(
             key: bytes, old: bytes | None, our: bytes | None, their: bytes | None
         ) -> bytes | None:
-            coordinates = decode_coordinates(key)
-            region = array.region(coordinates) if array is not None else None
-            conflict = Conflict(path, "chunk", coordinates=coordinates, region=region)
-            self._blob(_blob(old), _blob(our), _blob(their), conflict)
-            return their if self._strategy == "theirs" else our
+            blobs = (_blob(old), _blob(our), _blob(their))
+            blob, conflict = chunks.merge(decode_coordinates(key), blobs, self._strategy)
+            if conflict is not None:
+                self._conflict(conflict)
+            return None if blob is None else encode_blob(blob)
 
         return self._indexes.merge(base.index, ours.index, theirs.index, resolve)
 
@@ -225,6 +266,83 @@ class _Merge:
     def _conflict(self, conflict: Conflict) -> None:
         if self._strategy == "fail":
             self.conflicts.append(conflict)
+
+
+@final
+class _Chunks:
+    """The chunks of one array that both sides changed."""
+
+    def __init__(
+        self, store: Store, path: str, merged: Entry, sides: tuple[Entry, Entry, Entry]
+    ) -> None:
+        self._store = store
+        self._path = path
+        self._documents = merged.documents
+        self._array = self._metadata(merged)
+        self._sides = [self._metadata(side) for side in sides]
+        self._elements: Elements | None = None
+
+    def merge(
+        self, coordinates: tuple[int, ...], blobs: Blobs, strategy: Strategy
+    ) -> tuple[Blob | None, Conflict | None]:
+        """Merge one chunk; give what to put in its place, and what both sides disagree about."""
+        from vzarr.elements import UndecodableError
+
+        conflict = Conflict(
+            self._path,
+            "chunk",
+            coordinates=coordinates,
+            region=self._array.region(coordinates) if self._array is not None else None,
+            _blobs=blobs,
+            _read=self._store.read,
+        )
+        _, ours, theirs = blobs
+        try:
+            elements = self._decoder(blobs)
+            sides = self._read(blobs)
+            merged = elements.merge(coordinates, sides, None if strategy == "fail" else strategy)
+        except (UndecodableError, CorruptError) as error:
+            whole = theirs if strategy == "theirs" else ours
+            return whole, replace(conflict, reason=str(error))
+        if merged.overlap is not None and strategy == "fail":
+
+            def decode(region: Region) -> Sequence[NDArray[Any]]:
+                return elements.decode(coordinates, self._read(blobs), region)
+
+            return ours, replace(conflict, region=merged.overlap, _decode=decode)
+        for side, blob in ((sides.ours, ours), (sides.theirs, theirs)):
+            if merged.chunk is side.chunk:
+                return blob, None
+        return None if merged.chunk is None else self._store.write(merged.chunk), None
+
+    def _decoder(self, blobs: Blobs) -> Elements:
+        from vzarr.elements import Elements, UndecodableError
+
+        if self._array is None or self._array.grid is None:
+            raise UndecodableError("vzarr does not understand the array's metadata")
+        base = self._sides[0]
+        if blobs[0] is not None and (base is None or base.encoding != self._array.encoding):
+            raise UndecodableError("both sides changed how the array's chunks are encoded")
+        if self._elements is None:
+            read = self._store.read
+            documents = {name: read(blob) for name, blob in self._documents.items()}
+            self._elements = Elements(documents, self._array)
+        return self._elements
+
+    def _read(self, blobs: Blobs) -> Sides:
+        from vzarr.elements import Side, Sides
+
+        read = self._store.read
+        return Sides(
+            *(
+                Side(None if blob is None else read(blob), None if array is None else array.shape)
+                for blob, array in zip(blobs, self._sides, strict=True)
+            )
+        )
+
+    def _metadata(self, entry: Entry) -> ArrayMetadata | None:
+        node = node_metadata(entry.documents, self._store.read)
+        return node.array if node is not None else None
 
 
 def _both_resized(

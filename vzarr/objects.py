@@ -6,7 +6,6 @@ yet, so that the trees and the hierarchy above need not know the difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Generic, Literal, Protocol, TypeVar, final
 
 from vzarr.environment import Environment, Txn
@@ -29,6 +28,10 @@ Verify = Literal["always", "first", "never"]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
+Bytes = bytes | memoryview
+
+# From this size on, fresh memory costs more than to look for some that can be used again.
+LARGE_BYTES = 64 << 10
 _CACHE_BYTES = 32 << 20
 # A node of 1 KiB becomes lists of small bytes objects: about three times its size.
 _DECODED_FACTOR = 3
@@ -147,18 +150,20 @@ class Objects:
         return decode_entry(data)
 
     def read(self, blob: Blob) -> bytes:
-        """Give the bytes of a chunk, document or file.
+        """Give the bytes of a document or file; see ``fetch``."""
+        return bytes(self.fetch(blob))
+
+    def fetch(self, blob: Blob) -> Bytes:
+        """Give the bytes of a chunk, in memory that is used again once nobody holds the result.
 
         Raises ``CorruptError`` if they are missing or damaged. One copy, and one hash where
-        ``verify`` asks for it.
+        ``verify`` asks for it; both without the GIL where the chunk is large.
         """
         with self.environment.read() as txn:
-            data = txn.get("chunks", blob.digest)
-        self._check(blob, data)
-        assert data is not None
-        return data
-
-    def _check(self, blob: Blob, data: bytes | None) -> None:
+            view = txn.view("chunks", blob.digest)
+            data = None if view is None else copy(view)
+            # LMDB's memory may be used again once the txn has ended.
+            view = None
         if data is None:
             problem = "missing"
         elif len(data) != blob.length:
@@ -166,7 +171,7 @@ class Objects:
         elif self._must_verify(blob.digest) and chunk_digest(data) != blob.digest:
             problem = "damaged: its bytes do not match its digest"
         else:
-            return
+            return data
         raise CorruptError(
             f"chunk {blob.digest.hex()[:12]} of {self.environment.path} is {problem}",
             path=self.environment.path,
@@ -248,6 +253,16 @@ class BlobSource(Protocol):
         ...
 
 
+def copy(data: Bytes) -> Bytes:
+    """Copy bytes; large ones into memory that is used again. Read-only. O(n)."""
+    if len(data) < LARGE_BYTES:
+        return bytes(data)
+    # numpy is needed for large chunks only, and the command line mostly does without.
+    from vzarr import buffers
+
+    return buffers.pool.copy(data)
+
+
 def cached_entry(directory: bytes, name: str) -> Entry | None:
     """Look up a decoded directory entry by the digest of its directory's root and its name."""
     return _entries.get((directory, name))
@@ -269,9 +284,3 @@ def put_root(txn: Txn, root: Entry) -> Digest:
 def root_digest(root: Entry) -> Digest:
     """Compute the digest of a snapshot's root: equal data, equal digest, in any file."""
     return entry_digest(encode_entry(root))
-
-
-def iterate_entries(items: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[str, Entry]]:
-    """Decode the (name, entry) pairs of a directory."""
-    for name, data in items:
-        yield name.decode(), decode_entry(data)

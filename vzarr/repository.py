@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args, overload
 
 from vzarr import history, refs
 from vzarr.author import default_author
 from vzarr.branches import Branches, Tags
+from vzarr.combine import Combiner, MergePreview
 from vzarr.diff import Diff, Side, diff
 from vzarr.environment import Environment, Txn
 from vzarr.errors import (
@@ -707,6 +708,171 @@ class Repository:
         roots = [self._objects.load_root(self._root(commit)) for commit in (before, after)]
         changes = diff(Overlay(self._objects), roots[0], roots[1], open_side)
         return Diff(str(old), str(new if new is not None else self._branch_in_use), changes)
+
+    @overload
+    def merge(
+        self,
+        ref: str | datetime,
+        into: str = ...,
+        message: str | None = ...,
+        strategy: Strategy = ...,
+        *,
+        no_ff: bool = ...,
+        dry_run: Literal[False] = ...,
+        metadata: Mapping[str, Any] | None = ...,
+        author: str | None = ...,
+    ) -> str: ...
+
+    @overload
+    def merge(
+        self,
+        ref: str | datetime,
+        into: str = ...,
+        message: str | None = ...,
+        strategy: Strategy = ...,
+        *,
+        no_ff: bool = ...,
+        dry_run: Literal[True],
+        metadata: Mapping[str, Any] | None = ...,
+        author: str | None = ...,
+    ) -> MergePreview: ...
+
+    def merge(
+        self,
+        ref: str | datetime,
+        into: str = DEFAULT_BRANCH,
+        message: str | None = None,
+        strategy: Strategy = "fail",
+        *,
+        no_ff: bool = False,
+        dry_run: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+    ) -> str | MergePreview:
+        """Merge a branch, or any commit, into a branch; give the id of its head then.
+
+        That is the present head if ``ref`` is in it already, and ``ref``'s commit if nothing but
+        the name has to move (*fast-forward*; ``no_ff=True`` makes a commit all the same). Otherwise
+        what both sides did since their merge base is put together in a commit with two parents,
+        durable when this returns. ``message`` is "Merge branch 'dev'" unless it is given; it and
+        ``metadata`` go to that commit, so that a fast-forward has no use for them.
+
+        Merges that crossed leave several merge bases: they are merged into a virtual one first,
+        where what they conflict in keeps its older value. Unrelated histories have an empty base.
+
+        ``strategy`` decides conflicts for the branch ("ours") or for ``ref`` ("theirs"). "fail"
+        raises ``MergeConflict``, which lists them all; nothing is written then. Where another
+        writer moves the branch meanwhile, the merge is done again on its new head.
+
+        With ``dry_run=True`` this gives a ``MergePreview`` and writes nothing.
+
+        Raises ``RefNotFoundError``, ``InvalidInputError``, ``ReadOnlyError``, ``BusyError`` and
+        ``FullError`` too. Cost: O(commits since the merge base), O(k log n) nodes for k changes
+        among n chunks, one fsync.
+        """
+        if dry_run:
+            return self._combiner(writing=False).preview(ref, into, strategy)
+        combiner = self._combiner()
+        return combiner.merge(
+            ref, into, strategy, no_ff=no_ff, message=message, metadata=metadata, author=author
+        ).hex()
+
+    def cherry_pick(
+        self,
+        commit: str | datetime,
+        onto: str = DEFAULT_BRANCH,
+        *,
+        mainline: int | None = None,
+        strategy: Strategy = "fail",
+        note_origin: bool = False,
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+    ) -> str:
+        """Apply what one commit changed on top of a branch; give the id of the new commit.
+
+        It has the message, metadata and author of the other unless they are given, and the present
+        time; ``note_origin=True`` adds the line "(cherry picked from commit …)". The change of a
+        merge counts from its parent number ``mainline``.
+
+        Raises ``MergeConflict`` if the branch changed the same things, ``SessionStateError`` if it
+        has that change already, ``InvalidInputError`` for a merge without ``mainline``, and as
+        ``merge``. Cost: O(k log n) nodes for k changes among n chunks, one fsync.
+        """
+        combiner = self._combiner()
+        return combiner.cherry_pick(
+            commit,
+            onto,
+            strategy,
+            mainline=mainline,
+            note_origin=note_origin,
+            message=message,
+            metadata=metadata,
+            author=author,
+        ).hex()
+
+    def revert(
+        self,
+        commit: str | datetime,
+        on: str = DEFAULT_BRANCH,
+        *,
+        mainline: int | None = None,
+        strategy: Strategy = "fail",
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+    ) -> str:
+        """Undo what one commit changed, by a new commit on a branch, and give that one's id.
+
+        What other commits changed since stays. The message is 'Revert "…"' with the commit's id
+        unless it is given. The change of a merge counts from its parent number ``mainline``.
+
+        Raises ``MergeConflict`` if the same things changed again since, ``SessionStateError`` if
+        nothing of the change is left, ``InvalidInputError`` for a merge without ``mainline``, and
+        as ``merge``. Cost: O(k log n) nodes for k changes among n chunks, one fsync.
+        """
+        combiner = self._combiner()
+        return combiner.revert(
+            commit,
+            on,
+            strategy,
+            mainline=mainline,
+            message=message,
+            metadata=metadata,
+            author=author,
+        ).hex()
+
+    def squash(
+        self,
+        branch: str = DEFAULT_BRANCH,
+        *,
+        since: str | datetime,
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+    ) -> str:
+        """Replace the commits of a branch after ``since`` by one, and give its id.
+
+        ``since`` lies on the branch's line of first parents, and becomes the only parent; merges
+        after it are fine. The snapshot stays as it is, to its ``root_id``. The message lists the
+        subjects of the commits unless it is given. The reflog keeps the old head.
+
+        Raises ``InvalidInputError`` if ``since`` is not on that line, ``SessionStateError`` if
+        there is nothing after it, ``RefNotFoundError``, ``ReadOnlyError``, ``BusyError`` and
+        ``FullError``. Cost: O(commits since), one fsync.
+        """
+        combiner = self._combiner()
+        return combiner.squash(
+            branch, since, message=message, metadata=metadata, author=author
+        ).hex()
+
+    def _combiner(self, *, writing: bool = True) -> Combiner:
+        self._require_open()
+        if writing and self._read_only:
+            raise ReadOnlyError(
+                f"cannot write: {self.path} was opened with mode 'r'; open it with mode 'r+'"
+            )
+        return Combiner(self._objects, self._settings, self._make_store)
 
     def root_id(self, ref: str | datetime | None = None) -> str:
         """Give the content id of a ref's snapshot: equal data, equal id, in any file. O(log n)."""

@@ -14,12 +14,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 from vzarr import history, refs
-from vzarr.changes import Bytes, ChangeSet, put_blobs
+from vzarr.changes import ChangeSet, put_blobs
 from vzarr.diff import Diff, Side, diff
 from vzarr.environment import Environment, Txn
 from vzarr.errors import (
@@ -42,7 +42,7 @@ from vzarr.format import (
 )
 from vzarr.hierarchy import Hierarchy, collect
 from vzarr.merge import STRATEGIES, Strategy, merge, racing_resizes
-from vzarr.objects import Objects, Overlay, put_root, root_digest
+from vzarr.objects import Bytes, Objects, Overlay, put_root, root_digest
 from vzarr.status import Status
 
 Durability = Literal["full", "normal"]
@@ -169,7 +169,7 @@ class Session:
     def read(self, blob: Blob) -> Bytes:
         """Give the bytes behind a reference, staged or on disk. Raises ``CorruptError``."""
         staged = self._changes.staged(blob.digest)
-        return self._objects.read(blob) if staged is None else staged
+        return self._objects.fetch(blob) if staged is None else staged
 
     def find(self, key: str) -> Blob | None:
         """Give the digest and length of a key's value, or None."""
@@ -247,6 +247,13 @@ class Session:
         source, destination = (_node_path(path) for path in (source, destination))
         with self._lock:
             self._view = self._folded().move(source, destination)
+
+    def rework(self, change: Callable[[Overlay, Entry], Entry]) -> None:
+        """Go on from what ``change(objects, root)`` makes of the session's tree: a merge."""
+        self._require_writable()
+        with self._lock:
+            root = change(self._overlay, self._folded().root)
+            self._view = Hierarchy(self._overlay, root)
 
     def discard(self) -> None:
         """Drop all uncommitted edits."""
@@ -346,7 +353,7 @@ class Session:
         The commit is durable when this returns (``durability="full"``). If it raises, the branch is
         unchanged and the edits are still here; but for a ``StorageError`` that says the commit is
         made and only its way to the disk failed. Where another writer committed first, the edits
-        are rebased on the new head if they touch nothing that it changed; else ``ConflictError`` lists
+        are rebased on the new head if they touch nothing it changed; else ``ConflictError`` lists
         the overlaps, unless ``merge`` says whose value to take ("ours", "theirs").
 
         Raises ``SessionStateError`` if there is nothing to commit and not ``allow_empty``,
@@ -373,16 +380,14 @@ class Session:
             old = history.get(self._environment, self._base)
             record = replace(
                 old,
-                author=self._author(author) if author else old.author,
+                author=author_of(self._settings, author) if author else old.author,
                 time=now(),
                 message=old.message if message is None else history.check_message(message),
                 metadata=old.metadata if metadata is None else history.check_metadata(metadata),
             )
-            self._changes.drain()
-            root = self._folded().root
             try:
-                return self._record(root, record, head=self._base, operation="amend").hex()
-            except _HeadMovedError:
+                return self.commit_as(record, "amend").hex()
+            except HeadMovedError:
                 raise ConflictError(
                     f"cannot amend {self.base[:12]}: branch {self._branch!r} has moved on since; "
                     "commit instead"
@@ -408,10 +413,8 @@ class Session:
                     "pass allow_empty=True to commit all the same"
                 )
             self._changes.drain()
-            deadline = time.monotonic() + self._settings.timeout
-            while True:
-                with self._environment.read() as txn:
-                    head = refs.head(txn, self._branch or "")
+
+            def attempt(head: Digest) -> Digest:
                 # Another session may have moved the branch since ours began.
                 root = self._rebased(head, strategy)
                 if not allow_empty and root_digest(root) == self._root_of(head):
@@ -421,20 +424,28 @@ class Session:
                 record = CommitRecord(
                     parents=(head,),
                     root=root_digest(root),
-                    author=self._author(author),
+                    author=author_of(self._settings, author),
                     time=now(),
                     message=message,
                     metadata=metadata,
                 )
-                try:
-                    return self._record(root, record, head=head, operation="commit")
-                except _HeadMovedError:
-                    # Somebody else made progress. Once more, on top of it.
-                    if time.monotonic() > deadline:
-                        raise BusyError(
-                            f"branch {self._branch!r} moved at every attempt to commit for "
-                            f"{self._settings.timeout:g} s; nothing was committed, try again"
-                        ) from None
+                return self._record(root, record, head=head, operation="commit")
+
+            return on_head(self._environment, self._settings, self._branch or "", attempt)
+
+    def commit_as(
+        self, record: CommitRecord, operation: str, *, needs: Sequence[Digest] = ()
+    ) -> Digest:
+        """Write the session's state as that commit, whose root is filled in, and move the branch.
+
+        Raises ``HeadMovedError`` if the branch is not at the base any more, and
+        ``CommitNotFoundError`` if one of the commits it ``needs`` is gone; else as ``commit``.
+        """
+        with self._lock:
+            self._require_writable()
+            self._changes.drain()
+            root = self._folded().root
+            return self._record(root, record, head=self._base, operation=operation, needs=needs)
 
     def _rebased(self, head: Digest, strategy: Strategy) -> Entry:
         """Give the root to commit on top of ``head``: our edits and what others did meanwhile."""
@@ -456,7 +467,15 @@ class Session:
             )
         return merged
 
-    def _record(self, root: Entry, record: CommitRecord, *, head: Digest, operation: str) -> Digest:
+    def _record(
+        self,
+        root: Entry,
+        record: CommitRecord,
+        *,
+        head: Digest,
+        operation: str,
+        needs: Sequence[Digest] = (),
+    ) -> Digest:
         """Write a commit with all it needs and move the branch to it, in one txn or not at all."""
         branch = self._branch or ""
         nodes, needed = collect(self._overlay, root)
@@ -466,7 +485,9 @@ class Session:
         record = replace(record, root=root_digest(root))
         with self._environment.write(timeout=self._settings.timeout, room=room) as txn:
             if refs.head(txn, branch) != head:
-                raise _HeadMovedError
+                raise HeadMovedError
+            # A collection of garbage may have been faster.
+            history.require(txn, needs)
             # Objects first: nothing can reach them until the ref moves.
             put_blobs(txn, blobs)
             _put_nodes(txn, nodes)
@@ -478,19 +499,8 @@ class Session:
             refs.move_branch(txn, branch, head, commit, record.author, record.time, why)
             self._changes.release(txn)
         self._finish(commit)
-        if self._settings.durability == "full":
-            self._flush(commit)
+        flush(self._environment, self._settings, commit)
         return commit
-
-    def _flush(self, commit: Digest) -> None:
-        try:
-            self._environment.sync()
-        except StorageError as error:
-            raise StorageError(
-                f"commit {commit.hex()[:12]} is made and others see it, but the disk did not "
-                f"confirm it, so that a crash of the machine may lose it: {error}",
-                code=error.errno,
-            ) from error
 
     def _finish(self, commit: Digest) -> None:
         """Go on from a commit that holds all this session's edits."""
@@ -500,13 +510,6 @@ class Session:
 
     def _root_of(self, commit: Digest) -> Digest:
         return history.get(self._environment, commit).root
-
-    def _author(self, author: str | None) -> str:
-        if author is None:
-            return self._settings.author()
-        if not isinstance(author, str) or not author.strip():
-            raise InvalidInputError(f"an author is text like 'Name <mail>', not {author!r}")
-        return author
 
     # ── autocommit ───────────────────────────────────────────────────────────────────────────────
 
@@ -551,8 +554,56 @@ class Session:
             )
 
 
-class _HeadMovedError(Exception):
-    """The branch moved between the preparation of a commit and its txn."""
+class HeadMovedError(Exception):
+    """The branch moved between the preparation of a commit and its txn; never leaves vzarr."""
+
+
+def on_head(
+    environment: Environment,
+    settings: Settings,
+    branch: str,
+    attempt: Callable[[Digest], Digest],
+) -> Digest:
+    """Give what ``attempt(head)`` gives, called again while another writer moves the branch.
+
+    Raises ``BusyError`` once the timeout is over, and ``RefNotFoundError``.
+    """
+    deadline = time.monotonic() + settings.timeout
+    while True:
+        with environment.read() as txn:
+            head = refs.head(txn, branch)
+        try:
+            return attempt(head)
+        except HeadMovedError:
+            # Somebody else made progress. Once more, on top of it.
+            if time.monotonic() > deadline:
+                raise BusyError(
+                    f"branch {branch!r} moved at every attempt to commit for "
+                    f"{settings.timeout:g} s; nothing was committed, try again"
+                ) from None
+
+
+def flush(environment: Environment, settings: Settings, commit: Digest) -> None:
+    """Make the commit that a branch moved to durable, where that was asked for. One fsync."""
+    if settings.durability != "full":
+        return
+    try:
+        environment.sync()
+    except StorageError as error:
+        raise StorageError(
+            f"commit {commit.hex()[:12]} is made and others see it, but the disk did not "
+            f"confirm it, so that a crash of the machine may lose it: {error}",
+            code=error.errno,
+        ) from error
+
+
+def author_of(settings: Settings, author: str | None) -> str:
+    """Give the author of a commit: the one that is named, or the repository's."""
+    if author is None:
+        return settings.author()
+    if not isinstance(author, str) or not author.strip():
+        raise InvalidInputError(f"an author is text like 'Name <mail>', not {author!r}")
+    return author
 
 
 def _put_nodes(txn: Txn, nodes: Mapping[bytes, bytes]) -> None:

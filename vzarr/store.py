@@ -20,8 +20,8 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from vzarr.changes import Bytes
 from vzarr.errors import NotFoundError, ReadOnlyError, SessionStateError
+from vzarr.objects import LARGE_BYTES, Bytes, copy
 from vzarr.session import Session
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ SCHEME = "vzarr://"
 # From this size on, hashing and copying cost more than a hop to a worker thread, which lets the
 # event loop go on with other chunks meanwhile.
 _OFFLOAD_BYTES = 256 << 10
-# From this size on, a copy through numpy is worth its overhead because it releases the GIL.
-_NUMPY_COPY_BYTES = 64 << 10
 
 _sessions: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
 
@@ -313,11 +311,16 @@ def _copy(key: str, value: Buffer) -> Bytes:
             f"the value of {key!r} must be a zarr Buffer, not {type(value).__name__}; "
             "zarr.core.buffer.cpu.Buffer.from_bytes makes one of bytes"
         )
-    if len(value) < _NUMPY_COPY_BYTES:
-        return value.to_bytes()
-    copy = np.array(value.as_numpy_array(), dtype=np.uint8, copy=True)
-    copy.flags.writeable = False
-    return copy.data
+    data = memoryview(np.ascontiguousarray(value.as_numpy_array())).cast("B")
+    # What a codec made of the array is bytes of its own, which nobody can change.
+    return data if len(data) >= LARGE_BYTES and _is_immutable(value) else copy(data)
+
+
+def _is_immutable(value: Buffer) -> bool:
+    owner: object = value.as_array_like()
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return isinstance(owner.obj if isinstance(owner, memoryview) else owner, bytes)
 
 
 def _to_buffer(

@@ -1,0 +1,86 @@
+"""The pool of buffers: what somebody holds is never used again, what nobody holds is."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from vzarr.buffers import BufferPool
+
+
+def address(data: memoryview) -> int:
+    return np.frombuffer(data, np.uint8).ctypes.data
+
+
+def test_a_copy_is_read_only_and_equal():
+    data = bytes(range(256)) * 10
+    copy = BufferPool().copy(data)
+    assert bytes(copy) == data
+    assert copy.readonly
+    with pytest.raises(TypeError):
+        copy[0] = 1
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda copy: copy,
+        lambda copy: copy[3:5],
+        lambda copy: np.frombuffer(copy, np.uint8),
+        lambda copy: np.frombuffer(copy, np.uint8)[7:].view("u2"),
+        lambda copy: [memoryview(copy)],
+    ],
+)
+def test_what_is_held_in_any_way_is_not_used_again(hold):
+    pool = BufferPool()
+    copy = pool.copy(b"a" * 1001)
+    where = address(copy)
+    held = hold(copy)
+    del copy
+    before = bytes(held[0]) if isinstance(held, list) else bytes(held)
+    others = [pool.copy(b"b" * 1001) for _ in range(3)]
+    assert where not in [address(other) for other in others]
+    assert (bytes(held[0]) if isinstance(held, list) else bytes(held)) == before
+    del held, others
+    again = [pool.copy(b"c" * 1001) for _ in range(4)]
+    assert where in [address(other) for other in again]
+
+
+def test_smaller_requests_share_and_much_smaller_ones_do_not():
+    pool = BufferPool()
+    where = address(pool.copy(bytes(1000)))
+    assert address(pool.copy(bytes(600))) == where
+    small = pool.copy(bytes(100))
+    assert address(small) != where
+    assert len(small) == 100
+
+
+def test_the_pool_keeps_no_more_than_its_budget():
+    pool = BufferPool(budget=3000)
+    held = [pool.copy(bytes(1000)) for _ in range(5)]
+    assert sum(array.size for array in pool._arrays) <= 3000
+    del held
+    # Another size is in demand now: idle buffers make room for it.
+    where = address(pool.copy(bytes(3000)))
+    assert address(pool.copy(bytes(3000))) == where
+    assert sum(array.size for array in pool._arrays) <= 3000
+
+
+def test_threads_never_share_a_buffer():
+    pool = BufferPool()
+    barrier = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for turn in range(200):
+            data = bytes([number, turn % 256]) * 500
+            copy = pool.copy(data)
+            other = pool.copy(data[::-1])
+            assert bytes(copy) == data
+            assert bytes(other) == data[::-1]
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
