@@ -172,6 +172,31 @@ def diffing(directory: Path, size: int) -> None:
     repo.close()
 
 
+MEMORY = """
+import resource, sys, numpy, zarr, vzarr
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+with vzarr.open({path!r}, "w-") as repo:
+    random = numpy.random.default_rng(0)
+    with repo.transaction("main", "big") as store:
+        a = zarr.create_array(store, name="a", shape=({chunks}, 1 << 20), chunks=(1, 1 << 20),
+                              dtype="u1", compressors=None)
+        a[0] = 1
+        before = peak()
+        for number in range({chunks}):
+            a[number] = random.bytes(1 << 20)
+print(before, peak())
+"""
+
+
+def memory(directory: Path, chunks: int) -> None:
+    """Peak memory of one transaction of so many chunks of 1 MiB."""
+    before, after = run_python(MEMORY.format(path=str(directory / "big.vzarr"), chunks=chunks))
+    print(
+        f"transaction of {chunks:,} MiB: {after - before:.0f} MiB above the {before:.0f} before it"
+    )
+
+
 # ── bulk ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -265,13 +290,13 @@ def bulk(directory: Path, chunks: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="also 1,000,000 chunks")
-    parser.add_argument("--only", help="one of: commit cold small list diff bulk")
+    parser.add_argument("--only", help="one of: commit cold small list diff memory bulk")
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that it runs")
     arguments = parser.parse_args()
     sizes = [1_000, 100_000] + ([1_000_000] if arguments.large else [])
-    count, keys, chunks = 5_000, 100_000, BULK_CHUNKS
+    count, keys, chunks, gigabytes = 5_000, 100_000, BULK_CHUNKS, 10 if arguments.large else 2
     if arguments.tiny:
-        sizes, count, keys, chunks = [100, 1_000], 50, 1_000, 8
+        sizes, count, keys, chunks, gigabytes = [100, 1_000], 50, 1_000, 8, 0
     print(json.dumps({"zarr": zarr.__version__, "python": sys.version.split()[0]}))
     with tempfile.TemporaryDirectory(dir=".") as name:
         directory = Path(name)
@@ -286,6 +311,8 @@ def main() -> None:
             small_commits(directory, count)
         if wanted in (None, "list"):
             listing(directory, keys)
+        if wanted in (None, "memory"):
+            memory(directory, gigabytes << 10 if gigabytes else 8)
         if wanted in (None, "bulk"):
             bulk(directory, chunks)
 
