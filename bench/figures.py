@@ -184,7 +184,7 @@ with vzarr.open({path!r}, "w-") as repo:
         a[0] = 1
         before = peak()
         for number in range({chunks}):
-            a[number] = random.bytes(1 << 20)
+            a[number] = numpy.frombuffer(random.bytes(1 << 20), "u1")
 print(before, peak())
 """
 
