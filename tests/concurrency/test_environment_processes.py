@@ -492,7 +492,8 @@ def test_a_busy_gate_names_the_process(environment: Environment) -> None:
     if Path("/proc/locks").exists():
         assert holder is not None
         assert holder.pid == child.pid
-        assert "pytest" in holder.command
+        command = Path(f"/proc/{child.pid}/cmdline").read_bytes().split(b"\0")
+        assert holder.command.split()[0] == command[0].decode()
         assert holder.since is not None
         assert f"process {child.pid}" in str(caught.value)
     assert count(environment) == 0

@@ -177,6 +177,5 @@ class RepositoryMachine(RuleBasedStateMachine):
 
 
 def test_repository_equals_its_model():
-    run_state_machine_as_test(
-        RepositoryMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
-    )
+    thorough = settings(max_examples=150, stateful_step_count=40, deadline=None)
+    run_state_machine_as_test(RepositoryMachine, settings=thorough)
