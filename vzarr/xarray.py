@@ -120,8 +120,9 @@ def _snapshot(
     """Open a store for a block that makes something of it; closed if the block fails."""
     if branch is not None and ref is not None:
         raise InvalidInputError("branch= and ref= both say what to open; give one of them")
-    target = os.fspath(path).removeprefix(SCHEME)
-    store = open_store(target, "r", next((one for one in (branch, ref) if one is not None), "main"))
+    if ref is None:
+        ref = "main" if branch is None else branch
+    store = open_store(os.fspath(path).removeprefix(SCHEME), "r", ref)
     try:
         yield store
     except BaseException:

@@ -104,11 +104,10 @@ class TestZarr:
         zarr.open_array(path, path="a", mode="r+")[:] = 1
         assert_array_equal(array[:], 0)
 
-    def test_a_group_moves_between_stores(self, path, tmp_path):
-        local = zarr.save_array(tmp_path / "local.zarr", np.arange(9))
+    def test_an_array_is_copied_from_another_store(self, path, tmp_path):
+        zarr.save_array(tmp_path / "local.zarr", np.arange(9))
         zarr.from_array(path, data=zarr.open_array(tmp_path / "local.zarr"), name="copy")
         assert_array_equal(zarr.open_array(path, path="copy", mode="r")[:], np.arange(9))
-        assert local is None
 
     def test_a_file_that_is_no_repository(self, path):
         path.write_text("something else")
@@ -119,13 +118,10 @@ class TestZarr:
 
     def test_storage_options_go_to_fsspec(self, path):
         zarr.save(path, a=np.arange(3))
-        for ref, expected in (("main", ["a"]), ("main~1", None)):
-            options = {"mode": "r", "storage_options": {"ref": ref}}
-            if expected is None:
-                with pytest.raises(FileNotFoundError):
-                    zarr.open_group(f"vzarr://{path}", **options)
-            else:
-                assert list(zarr.open_group(f"vzarr://{path}", **options)) == expected
+        group = zarr.open_group(f"vzarr://{path}", mode="r", storage_options={"ref": "main"})
+        assert list(group) == ["a"]
+        with pytest.raises(FileNotFoundError):
+            zarr.open_group(f"vzarr://{path}", mode="r", storage_options={"ref": "main~1"})
 
     def test_consolidated_metadata_is_neither_needed_nor_written(self, path):
         zarr.save(path, a=np.arange(3))
