@@ -8,6 +8,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vzarr.blame import Blame
 from vzarr.combine import MergePreview
 from vzarr.diff import ChunkChange, Diff, NodeChange
 from vzarr.errors import (
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExistsError",
+    "Blame",
     "BusyError",
     "ChunkChange",
     "Commit",

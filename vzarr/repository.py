@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args, overlo
 
 from vzarr import history, refs
 from vzarr.author import default_author
+from vzarr.blame import Blame, bisect, blame
 from vzarr.branches import Branches, Tags
 from vzarr.combine import Combiner, MergePreview
 from vzarr.diff import Diff, Side, diff
@@ -873,6 +874,47 @@ class Repository:
                 f"cannot write: {self.path} was opened with mode 'r'; open it with mode 'r+'"
             )
         return Combiner(self._objects, self._settings, self._make_store)
+
+    def blame(self, path: str, region: Any = None, *, ref: str | datetime | None = None) -> Blame:
+        """Find the last commit to change each stored chunk of an array, as of a ref.
+
+        ``region`` is an index as for numpy, of slices and integers, and takes the chunks it
+        touches. A chunk that a merge has from one of its parents counts for the commit on that
+        side. An array that was moved keeps its history, unless the same commit changed it too.
+
+        Raises ``NotFoundError`` if there is no such array, ``RefNotFoundError``, and
+        ``InvalidInputError`` for a group or a region that does not fit. O(n + commits · depth +
+        changed chunks): a commit that left the array alone costs microseconds.
+        """
+        return blame(self._objects, self._revision(ref).commit, path.strip("/"), region)
+
+    def bisect(
+        self,
+        good: str | datetime,
+        bad: str | datetime,
+        test: Callable[[VzarrStore], bool],
+        *,
+        progress: Callable[[Commit, int], object] | None = None,
+    ) -> Commit:
+        """Find the commit that broke something, by halving the commits between good and bad.
+
+        ``test(store)`` gets a read-only store of a commit, and gives True if that one is good;
+        ``good`` and ``bad`` themselves are taken as given. The commit that comes out is bad and
+        its parents are good, through merges too, provided that what was broken stayed broken.
+        ``progress(commit, left)`` is called before each test with the number of commits left.
+
+        Raises ``InvalidInputError`` unless ``good`` is an ancestor of ``bad``,
+        ``RefNotFoundError``, and whatever the test raises. About log2(commits between) tests, and
+        O(commits) to look at the history.
+        """
+        before, after = self._revision(good).commit, self._revision(bad).commit
+        return bisect(
+            self._environment,
+            before,
+            after,
+            lambda commit: bool(test(self.store(commit.id))),
+            progress,
+        )
 
     def root_id(self, ref: str | datetime | None = None) -> str:
         """Give the content id of a ref's snapshot: equal data, equal id, in any file. O(log n)."""

@@ -24,7 +24,7 @@ LAYERS = [
     ["hierarchy", "refs", "elements"],
     ["changes", "merge", "revisions", "tree"],
     ["diff"],
-    ["status"],
+    ["status", "blame"],
     ["session"],
     ["branches", "combine", "store"],
     ["repository"],
