@@ -116,8 +116,8 @@ class Conflict:
         match self.kind:
             case "chunk":
                 where = f" {format_region(self.region)}" if self.region is not None else ""
-                why = f" (not merged by element: {self.reason})" if self.reason is not None else ""
-                return f"{self.path or '/'}: chunk {self.coordinates}{where} changed on both sides{why}"
+                what = f"{self.path or '/'}: chunk {self.coordinates}{where} changed on both sides"
+                return what if self.reason is None else f"{what}; {self.reason}"
             case "document":
                 return f"{self.path or '/'}: {self.document} changed on both sides"
             case "file":
@@ -288,11 +288,14 @@ class _Chunks:
         """Merge one chunk; give what to put in its place, and what both sides disagree about."""
         from vzarr.elements import UndecodableError
 
+        # Where they shrank the array, only ours has a place for the chunk.
+        arrays = [array for array in (self._array, self._sides[1]) if array is not None]
+        regions = [array.region(coordinates) for array in arrays]
         conflict = Conflict(
             self._path,
             "chunk",
             coordinates=coordinates,
-            region=self._array.region(coordinates) if self._array is not None else None,
+            region=next((region for region in regions if region is not None), None),
             _blobs=blobs,
             _read=self._store.read,
         )
