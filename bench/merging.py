@@ -1,4 +1,4 @@
-"""Time merge and blame on large arrays: ``python -m bench.merging``.
+"""Time merge and blame on large arrays: ``python -m bench.merging [--tiny]``.
 
 Chunks of 4 bytes, so that the trees are what is measured. Milliseconds, the median of a few runs;
 "cold" is without any decoded node in memory.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from pathlib import Path
 import vzarr
 from vzarr import objects
 
-RUNS = 5
-CHUNKS, CHANGED = 1_000_000, 1_000
-BLAMED_CHUNKS, BLAMED_COMMITS = 10_000, 1_000
+TINY = "--tiny" in sys.argv[1:]
+RUNS = 1 if TINY else 5
+CHUNKS, CHANGED = (400, 20) if TINY else (1_000_000, 1_000)
+BLAMED_CHUNKS, BLAMED_COMMITS = (100, 10) if TINY else (10_000, 1_000)
 
 
 def array(side: int) -> bytes:

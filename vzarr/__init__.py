@@ -34,16 +34,10 @@ from vzarr.errors import (
 )
 from vzarr.history import Commit
 from vzarr.merge import Conflict
+from vzarr.opening import delete, exists, open  # noqa: A004 - vzarr.open, as zarr.open
 from vzarr.refs import ReflogEntry, Tag
-from vzarr.repository import (
-    Info,
-    Log,
-    ReadOnlyCheckoutWarning,
-    Repository,
-    delete,
-    exists,
-    open,  # noqa: A004 - vzarr.open, as zarr.open
-)
+from vzarr.reports import Info, Log
+from vzarr.repository import ReadOnlyCheckoutWarning, Repository
 from vzarr.session import Session
 from vzarr.status import Status
 

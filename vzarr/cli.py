@@ -24,10 +24,19 @@ from rich.text import Text
 
 import vzarr
 from vzarr.diff import Diff, NodeChange
-from vzarr.errors import AlreadyExistsError, NotFoundError, RefNotFoundError, VzarrError
+from vzarr.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    RefNotFoundError,
+    VzarrError,
+)
 from vzarr.history import Commit
+from vzarr.merge import Conflict, Strategy
 from vzarr.metadata import NodeMetadata
-from vzarr.repository import Info, Mode, Repository
+from vzarr.opening import Mode
+from vzarr.reports import Info
+from vzarr.repository import Repository
 
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -203,7 +212,9 @@ class _Commands(click.Group):
         except (VzarrError, OSError) as error:
             _complain(("error: ", "red"), str(error))
             try:
-                about = {"type": type(error).__name__, "message": str(error)}
+                about: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+                if isinstance(error, ConflictError) and error.conflicts:
+                    about["conflicts"] = [_conflict_facts(one) for one in error.conflicts]
                 Output(as_json=_wants_json(ctx)).document({"error": about})
                 sys.stdout.flush()
             except OSError:
@@ -822,6 +833,224 @@ def _delete_tag(file: str, name: str) -> None:
         repo.tags.delete(name)
     out.document({"operation": "delete", "name": name, "commit": commit})
     out.line("deleted tag ", (name, _TAG), ", which was at ", out.commit_id(commit))
+
+
+_CONFLICT_KEYS = "path kind document coordinates region"
+_STRATEGY = click.option(
+    "--strategy",
+    type=click.Choice(["fail", "ours", "theirs"]),
+    default="fail",
+    help="Whose value to take in a conflict: the branch's, or the other's.  [default: fail]",
+)
+
+
+@_verb(
+    "vzarr merge ocean.vzarr dev --dry-run",
+    'vzarr merge ocean.vzarr dev --into main -m "take the corrections"',
+    keys="kind ref into commit, kind one of up to date, fast-forward, merge; with --dry-run, kind "
+    f"ref into bases changes[as diff's] conflicts[{_CONFLICT_KEYS}]; an error has conflicts, too",
+)
+@_file
+@click.argument("ref")
+@click.option("--into", default="main", metavar="BRANCH", help="The branch.  [default: main]")
+@click.option("-m", "--message", metavar="MSG", help="For the commit that joins both sides.")
+@_STRATEGY
+@click.option("--no-ff", is_flag=True, help="Make a commit also where the branch could just move.")
+@click.option("-n", "--dry-run", is_flag=True, help="Tell what would happen; exit 1 on conflicts.")
+@click.pass_context
+def merge(
+    ctx: click.Context,
+    file: str,
+    ref: str,
+    into: str,
+    message: str | None,
+    strategy: Strategy,
+    no_ff: bool,
+    dry_run: bool,
+) -> None:
+    """Merge a REF into a branch.
+
+    What both sides did since they parted is put together, chunk by chunk and attribute by
+    attribute. On conflicts nothing is written; --dry-run lists them all.
+    """
+    out = _output()
+    if dry_run:
+        _preview_merge(ctx, out, file, ref, into, strategy)
+        return
+    with _open(file, "r+") as repo:
+        _require_branch(repo, file, into)
+        before, other = repo.branches[into], repo.show(ref).id
+        commit = repo.merge(ref, into, message, strategy, no_ff=no_ff)
+    settled = {before: "up to date", other: "fast-forward"}
+    kind = settled.get(commit, "merge")
+    out.document({"kind": kind, "ref": ref, "into": into, "commit": commit})
+    if commit == before:
+        out.line("branch ", (into, _BRANCH), f" has all of {ref} already")
+    else:
+        out.line(f"{kind}: branch ", (into, _BRANCH), " is now at ", out.commit_id(commit))
+
+
+def _preview_merge(
+    ctx: click.Context, out: Output, file: str, ref: str, into: str, strategy: Strategy
+) -> None:
+    with _open(file) as repo:
+        _require_branch(repo, file, into)
+        preview = repo.merge(ref, into, strategy=strategy, dry_run=True)
+        if out.as_json:
+            out.document(
+                {
+                    "kind": preview.kind,
+                    "ref": ref,
+                    "into": into,
+                    "bases": preview.bases,
+                    "changes": _diff_facts(preview.diff),
+                    "conflicts": [_conflict_facts(one) for one in preview.conflicts],
+                }
+            )
+        out.line(f"{preview.kind}: {ref} into ", (into, _BRANCH))
+        out.changes(preview.diff)
+    for conflict in preview.conflicts:
+        out.line((f"! {conflict}", "red"))
+    if preview.conflicts:
+        ctx.exit(_PROBLEM)
+
+
+def _conflict_facts(conflict: Conflict) -> dict[str, Any]:
+    return {key: getattr(conflict, key) for key in _CONFLICT_KEYS.split()}
+
+
+@_verb(
+    "vzarr cherry-pick ocean.vzarr 1f3a9c2 --onto main",
+    keys="branch commit picked; an error has conflicts, as merge's",
+)
+@_file
+@click.argument("commit")
+@click.option("--onto", default="main", metavar="BRANCH", help="The branch.  [default: main]")
+@click.option("--mainline", type=int, metavar="N", help="For a merge: which parent to count from.")
+@_STRATEGY
+@click.option("-x", "--note-origin", is_flag=True, help="Name the commit in the message.")
+def cherry_pick(
+    file: str, commit: str, onto: str, mainline: int | None, strategy: Strategy, note_origin: bool
+) -> None:
+    """Apply what one COMMIT changed on top of a branch.
+
+    The new commit has its message, metadata and author.
+    """
+    out = _output()
+    with _open(file, "r+") as repo:
+        _require_branch(repo, file, onto)
+        picked = repo.show(commit).id
+        made = repo.cherry_pick(
+            picked, onto, mainline=mainline, strategy=strategy, note_origin=note_origin
+        )
+    out.document({"branch": onto, "commit": made, "picked": picked})
+    out.line("branch ", (onto, _BRANCH), " is now at ", out.commit_id(made))
+
+
+@_verb(
+    "vzarr revert ocean.vzarr main~3",
+    keys="branch commit reverted; an error has conflicts, as merge's",
+)
+@_file
+@click.argument("commit")
+@click.option("--on", default="main", metavar="BRANCH", help="The branch.  [default: main]")
+@click.option("--mainline", type=int, metavar="N", help="For a merge: which parent to go back to.")
+@_STRATEGY
+@click.option("-m", "--message", metavar="MSG", help="Why.")
+def revert(
+    file: str,
+    commit: str,
+    on: str,
+    mainline: int | None,
+    strategy: Strategy,
+    message: str | None,
+) -> None:
+    """Undo what one COMMIT changed, by a new commit on a branch.
+
+    What other commits changed since stays.
+    """
+    out = _output()
+    with _open(file, "r+") as repo:
+        _require_branch(repo, file, on)
+        reverted = repo.show(commit).id
+        made = repo.revert(reverted, on, mainline=mainline, strategy=strategy, message=message)
+    out.document({"branch": on, "commit": made, "reverted": reverted})
+    out.line("branch ", (on, _BRANCH), " is now at ", out.commit_id(made))
+
+
+@_verb(
+    "vzarr blame ocean.vzarr sst",
+    'vzarr blame ocean.vzarr sst v1.0 --region "0:10, 5"',
+    keys="path ref commit commits[id author time message chunks[coordinates region]]",
+)
+@_file
+@click.argument("path")
+@_ref
+@click.option("--region", metavar="INDEX", help='Only chunks in this part, such as "0:10, 5".')
+def blame(file: str, path: str, ref: str, region: str | None) -> None:
+    """Tell the last commit to change each chunk of an array.
+
+    PATH is the array's, REF is main if it is not given.
+    """
+    out = _output()
+    index = None if region is None else _parse_region(region)
+    with _open(file) as repo:
+        commit = repo.show(ref).id
+        found = repo.blame(path, index, ref=commit)
+    groups = found.by_commit()
+    out.document(
+        {
+            "path": found.path,
+            "ref": ref,
+            "commit": commit,
+            "commits": [
+                {
+                    "id": change.id,
+                    "author": change.author,
+                    "time": change.time,
+                    "message": change.message,
+                    "chunks": [{"coordinates": one, "region": found.region(one)} for one in chunks],
+                }
+                for change, chunks in groups
+            ],
+        }
+    )
+    out.table(
+        ["commit", "committed", "author", "changed", "message"],
+        [
+            [
+                out.commit_id(change.id),
+                _time(change.time),
+                change.author,
+                found.spell(chunks),
+                _subject(change.message),
+            ]
+            for change, chunks in groups
+        ],
+    )
+
+
+_INDEX = re.compile(r"(?P<index>-?\d+)|(?P<start>-?\d+)?:(?P<stop>-?\d+)?|(?P<rest>\.\.\.)")
+
+
+def _parse_region(text: str) -> tuple[Any, ...]:
+    """Read an index as numpy would take it, with or without brackets."""
+    parts: list[Any] = []
+    inner = text.strip().removeprefix("[").removesuffix("]").strip()
+    for part in inner.split(",") if inner else ():
+        match = _INDEX.fullmatch(part.strip())
+        if match is None:
+            raise click.BadParameter(
+                f"{part!r} is no index such as 5, 0:10 or :", param_hint="--region"
+            )
+        if match["rest"]:
+            parts.append(...)
+        elif match["index"]:
+            parts.append(int(match["index"]))
+        else:
+            ends = (int(end) if end else None for end in (match["start"], match["stop"]))
+            parts.append(slice(*ends))
+    return tuple(parts)
 
 
 @_verb(

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, final
 from fsspec.asyn import AsyncFileSystem
 
 from vzarr.errors import InvalidInputError, NotFoundError, ReadOnlyError
-from vzarr.repository import Mode, Repository
-from vzarr.repository import open as open_repository
+from vzarr.opening import Mode
+from vzarr.opening import open as open_repository
+from vzarr.repository import Repository
 from vzarr.session import Session
 from vzarr.store import SCHEME, SUFFIX
 

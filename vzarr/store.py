@@ -25,7 +25,8 @@ from vzarr.objects import LARGE_BYTES, Bytes, copy
 from vzarr.session import Session
 
 if TYPE_CHECKING:
-    from vzarr.repository import Mode, Repository
+    from vzarr.opening import Mode
+    from vzarr.repository import Repository
 
 Autocommit = Literal[False, True, "each"]
 SUFFIX = ".vzarr"
@@ -365,7 +366,7 @@ def open_store(
     Raises ``FileNotFoundError``, as zarr's and xarray's callers expect it, where ``vzarr.open``
     raises ``NotFoundError``; else as that and ``Repository.store`` do.
     """
-    from vzarr.repository import open as open_repository
+    from vzarr.opening import open as open_repository
 
     try:
         repository = open_repository(path, mode)

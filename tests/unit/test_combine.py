@@ -307,6 +307,35 @@ def test_a_preview_shows_values(repo):
     assert (forward.diff["b"].old[:].sum(), forward.diff["b"].new[:].sum()) == (0, 4)
 
 
+@pytest.mark.parametrize("clash", [False, True])
+def test_chunks_that_both_sides_changed_in_part(repo, clash):
+    """More of them than fit into memory at once go to the file, but for a preview."""
+    with repo.transaction("main", "create") as store:
+        zarr.create_array(
+            store, name="a", shape=(12, 1 << 20), chunks=(1, 1 << 20), dtype="u1", compressors=None
+        )
+        zarr.open_array(store, path="a")[:] = np.random.default_rng(0).integers(9, size=(12, 1))
+    repo.branches.create("dev")
+    for branch, column in (("main", 0), ("dev", 0 if clash else 5)):
+        with repo.transaction(branch, "change") as store:
+            zarr.open_array(store, path="a")[:, column] = 100 + len(branch)
+    before, head = Path(repo.path).read_bytes(), repo.branches["main"]
+    preview = repo.merge("dev", dry_run=True)
+    assert Path(repo.path).read_bytes() == before
+    if clash:
+        assert len(preview.conflicts) == 12
+        with pytest.raises(MergeConflict):
+            repo.merge("dev")
+        assert repo.branches["main"] == head
+    else:
+        assert (preview.diff["a"].new[3, :6] >= 100).tolist() == [True, *[False] * 4, True]
+        repo.merge("dev")
+        repo.branches.create("around", at="dev")
+        repo.merge(head, "around")
+        assert repo.root_id("around") == repo.root_id("main")
+    assert not repo._environment.info().entries["sessions"]
+
+
 def test_a_preview_is_what_the_merge_does(forked):
     old = put(forked, "main", **{"a/c/0": b"x"})
     put(forked, "dev", **{"a/c/1": b"y", "b/zarr.json": GROUP})
