@@ -157,7 +157,8 @@ class Combiner:
             head = refs.head(txn, into)
         bases = history.merge_bases(self._environment, [head], [other])
         kind = _kind(head, other, bases)
-        objects = Overlay(self._objects, _Memory())
+        memory = _Memory()
+        objects = Overlay(self._objects, memory)
         ours = merged = self._root(head)
         conflicts: list[Conflict] = []
         if kind == "fast-forward":
@@ -173,12 +174,7 @@ class Combiner:
                 session = self._session(head if side == "old" else other, None)
             else:
                 session = self._session(head, into)
-                # The objects that the merge made are in memory only: made again, for its store.
-                session.rework(
-                    lambda objects, ours: merge(
-                        objects, self._base(objects, bases), ours, self._root(other), strategy
-                    )[0]
-                )
+                session.show(merged, objects, memory)
             return zarr.open(session.store, path=path, mode="r")
 
         changes = Diff(into, str(source), diff(objects, ours, merged, open_side))

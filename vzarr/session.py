@@ -42,7 +42,7 @@ from vzarr.format import (
 )
 from vzarr.hierarchy import Hierarchy, collect
 from vzarr.merge import STRATEGIES, Strategy, merge, racing_resizes
-from vzarr.objects import Bytes, Objects, Overlay, put_root, root_digest
+from vzarr.objects import BlobSource, Bytes, Objects, Overlay, put_root, root_digest
 from vzarr.status import Status
 
 Durability = Literal["full", "normal"]
@@ -93,6 +93,7 @@ class Session:
         self._created = now()
         self._lock = threading.RLock()
         self._changes = ChangeSet(self._environment, self._uuid, self._lease)
+        self._blobs: BlobSource = self._changes
         self._staged_root: Digest | None = None
         self._closed = False
         # For autocommit: the newest txn seen, and the commit this session made last.
@@ -168,7 +169,7 @@ class Session:
 
     def read(self, blob: Blob) -> Bytes:
         """Give the bytes behind a reference, staged or on disk. Raises ``CorruptError``."""
-        staged = self._changes.staged(blob.digest)
+        staged = self._blobs.staged(blob.digest)
         return self._objects.fetch(blob) if staged is None else staged
 
     def find(self, key: str) -> Blob | None:
@@ -254,6 +255,10 @@ class Session:
         with self._lock:
             root = change(self._overlay, self._folded().root)
             self._view = Hierarchy(self._overlay, root)
+
+    def show(self, root: Entry, overlay: Overlay, blobs: BlobSource) -> None:
+        """Show a tree that was made elsewhere and is not to be written: the preview of a merge."""
+        self._blobs, self._overlay, self._view = blobs, overlay, Hierarchy(overlay, root)
 
     def discard(self) -> None:
         """Drop all uncommitted edits."""
@@ -412,14 +417,14 @@ class Session:
                     f"nothing to commit: the session has no changes to {self._branch!r}; "
                     "pass allow_empty=True to commit all the same"
                 )
-            self._changes.drain()
 
             def attempt(head: Digest) -> Digest:
                 # Another session may have moved the branch since ours began.
                 root = self._rebased(head, strategy)
                 if not allow_empty and root_digest(root) == self._root_of(head):
                     # The other session committed just what this one would.
-                    self._finish(head)
+                    self.discard()
+                    self._rebase_on(head)
                     return head
                 record = CommitRecord(
                     parents=(head,),
@@ -443,7 +448,6 @@ class Session:
         """
         with self._lock:
             self._require_writable()
-            self._changes.drain()
             root = self._folded().root
             return self._record(root, record, head=self._base, operation=operation, needs=needs)
 
@@ -478,6 +482,8 @@ class Session:
     ) -> Digest:
         """Write a commit with all it needs and move the branch to it, in one txn or not at all."""
         branch = self._branch or ""
+        # Staged chunks are in the file before anything names them, those of a merge as well.
+        self._changes.drain()
         nodes, needed = collect(self._overlay, root)
         fresh = self._changes.fresh
         blobs = [(digest, data) for digest, data in fresh.items() if digest in needed]

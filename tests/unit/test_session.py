@@ -531,6 +531,50 @@ def test_big_transactions_are_staged_and_still_all_or_nothing(repo, monkeypatch)
     assert repo.session("main").get("a/c/199") == (199).to_bytes(2, "big") * 500
 
 
+class LazyFuture:
+    """The background writer at its slowest: it writes a batch when somebody waits for it."""
+
+    def __init__(self, task) -> None:
+        self.task = task
+
+    def result(self) -> None:
+        task, self.task = self.task, lambda: None
+        task()
+
+    exception = result
+
+
+@pytest.mark.parametrize("resolve", ["commit", "amend"])
+def test_staged_bytes_are_in_the_file_before_the_branch_moves(filled, monkeypatch, resolve):
+    monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
+    monkeypatch.setattr("vzarr.changes._submit", LazyFuture)
+    session = filled.session("main")
+    session.set("a/c/0", b"staged")
+    getattr(session, resolve)("x")
+    assert filled.session("main").get("a/c/0") == b"staged"
+    assert session.environment.info().entries["sessions"] == 0
+
+
+def test_what_a_merge_makes_is_in_the_file_before_the_branch_moves(filled, monkeypatch):
+    mine, other = filled.session("main"), filled.session("main")
+    commit(other, "theirs", **{"a/zarr.json": array(40, long="T")})
+    mine.set("a/zarr.json", array(40, units="K"))
+    monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
+    monkeypatch.setattr("vzarr.changes._submit", LazyFuture)
+    mine.commit("ours")
+    assert b"units" in filled.session("main").get("a/zarr.json")
+    assert mine.environment.info().entries["sessions"] == 0
+
+
+def test_a_commit_that_another_made_already_leaves_no_lease(filled, monkeypatch):
+    monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
+    mine, other = filled.session("main"), filled.session("main")
+    mine.set("a/c/0", b"same")
+    head = commit(other, "theirs", **{"a/c/0": b"same"})
+    assert mine.commit("ours") == head
+    assert mine.environment.info().entries["sessions"] == 0
+
+
 def test_discard_takes_back_the_lease_of_staged_work(repo, monkeypatch):
     monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
     session = repo.session("main")
