@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
     [
         (["bench.figures", "--tiny"], ["one-chunk commit", "cold open", "list_prefix", "vzarr "]),
         (["bench.btree", "1000"], ["update", "diff"]),
+        (["bench.merging", "--tiny"], ["merge", "blame"]),
     ],
 )
 def test_a_benchmark_runs(command, expected):

@@ -33,7 +33,7 @@ def test_the_python_of_a_document_runs(document, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("document", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"])
+@pytest.mark.parametrize("document", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])
 def test_links_between_documents_lead_somewhere(document):
     for target in LINK.findall(document.read_text()):
         if not target.startswith(("http:", "https:")):
