@@ -312,7 +312,7 @@ def _copy(key: str, value: Buffer) -> Bytes:
             f"the value of {key!r} must be a zarr Buffer, not {type(value).__name__}; "
             "zarr.core.buffer.cpu.Buffer.from_bytes makes one of bytes"
         )
-    data = memoryview(np.ascontiguousarray(value.as_numpy_array())).cast("B")
+    data = np.ascontiguousarray(value.as_numpy_array()).data.cast("B")
     # What a codec made of the array is bytes of its own, which nobody can change.
     return data if len(data) >= LARGE_BYTES and _is_immutable(value) else copy(data)
 

@@ -9,34 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.format.memory import Memory
 from vzarr.errors import AlreadyExistsError, InvalidInputError, NotFoundError
-from vzarr.format import EMPTY_ENTRY, Blob, chunk_digest, encode_entry, node_digest
+from vzarr.format import EMPTY_ENTRY, Blob, encode_entry
 from vzarr.hierarchy import Hierarchy
-from vzarr.node import Node, decode_node
-
-
-class DictStore:
-    """Nodes and bytes in dictionaries."""
-
-    def __init__(self) -> None:
-        self.nodes: dict[bytes, bytes] = {}
-        self.blobs: dict[bytes, bytes] = {}
-
-    def load(self, digest: bytes) -> Node:
-        return decode_node(self.nodes[digest])
-
-    def save(self, node_bytes: bytes) -> bytes:
-        digest = node_digest(node_bytes)
-        self.nodes[digest] = node_bytes
-        return digest
-
-    def read(self, blob: Blob) -> bytes:
-        return self.blobs[blob.digest]
-
-    def blob(self, data: bytes) -> Blob:
-        blob = Blob(chunk_digest(data), len(data))
-        self.blobs[blob.digest] = data
-        return blob
+from vzarr.node import Node
 
 
 def v3_array(ndim: int, separator: str = "/", name: str = "default") -> bytes:
@@ -92,7 +69,7 @@ def edits(draw: st.DrawFn) -> tuple[str, bytes | None]:
     return key, draw(st.none() | values)
 
 
-def blobs(store: DictStore, batch: Mapping[str, bytes | None]) -> dict[str, Blob | None]:
+def blobs(store: Memory, batch: Mapping[str, bytes | None]) -> dict[str, Blob | None]:
     return {key: None if data is None else store.blob(data) for key, data in batch.items()}
 
 
@@ -101,20 +78,20 @@ def below(model: Mapping[str, bytes], path: str) -> dict[str, bytes]:
     return {key: data for key, data in model.items() if key.startswith(prefix)}
 
 
-def assert_equal(hierarchy: Hierarchy, store: DictStore, model: Mapping[str, bytes]) -> None:
+def assert_equal(hierarchy: Hierarchy, store: Memory, model: Mapping[str, bytes]) -> None:
     assert sorted(hierarchy.keys()) == sorted(model)
-    assert {key: store.blobs[blob.digest] for key, blob in hierarchy.items()} == model
+    assert {key: store.chunks[blob.digest] for key, blob in hierarchy.items()} == model
     for key, data in model.items():
         found = hierarchy.find(key)
         assert found is not None
-        assert store.blobs[found.digest] == data
+        assert store.chunks[found.digest] == data
     assert hierarchy.sums() == (len(model), sum(map(len, model.values())))
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.lists(edits(), max_size=8).map(dict), max_size=5), st.randoms())
 def test_any_order_of_edits_gives_the_same_tree_as_the_final_content(batches, random):
-    store = DictStore()
+    store = Memory()
     model: dict[str, bytes] = {}
     hierarchy = Hierarchy(store, EMPTY_ENTRY)
     for batch in batches:
@@ -135,7 +112,7 @@ def test_any_order_of_edits_gives_the_same_tree_as_the_final_content(batches, ra
 @settings(max_examples=300, deadline=None)
 @given(st.lists(edits(), max_size=20).map(dict), plain_keys)
 def test_listing_below_any_path_is_that_of_a_dict(batch, path):
-    store = DictStore()
+    store = Memory()
     model = {key: data for key, data in batch.items() if data is not None}
     hierarchy = Hierarchy(store, EMPTY_ENTRY).edit(blobs(store, model))
     for where in {path, "", *model, *(key.rpartition("/")[0] for key in model)}:
@@ -152,12 +129,12 @@ def test_listing_below_any_path_is_that_of_a_dict(batch, path):
         assert removed.root == Hierarchy(store, EMPTY_ENTRY).edit(blobs(store, rest)).root
 
 
-def build(store: DictStore, content: Mapping[str, bytes]) -> Hierarchy:
+def build(store: Memory, content: Mapping[str, bytes]) -> Hierarchy:
     return Hierarchy(store, EMPTY_ENTRY).edit(blobs(store, content))
 
 
 def test_move_gives_the_tree_that_writing_at_the_new_place_gives():
-    store = DictStore()
+    store = Memory()
     array = {"t/zarr.json": v3_array(2), "t/c/0/1": b"x", "t/notes.txt": b"n"}
     groups = {"zarr.json": GROUP, "g/zarr.json": GROUP}
     hierarchy = build(store, {**groups, **{f"g/{key}": data for key, data in array.items()}})
@@ -183,7 +160,7 @@ def test_move_gives_the_tree_that_writing_at_the_new_place_gives():
     ],
 )
 def test_move_refuses_what_makes_no_sense(source, destination, error):
-    store = DictStore()
+    store = Memory()
     content = {"a/zarr.json": v3_array(3), "a/c/0/zarr.json": GROUP, "b/zarr.json": GROUP}
     hierarchy = build(store, {**content, "g/deep/zarr.json": GROUP})
     with pytest.raises(error):
@@ -191,7 +168,7 @@ def test_move_refuses_what_makes_no_sense(source, destination, error):
 
 
 def test_an_array_named_0_in_a_group_is_its_own_array():
-    store = DictStore()
+    store = Memory()
     content = {".zgroup": b'{"zarr_format": 2}', "0/.zarray": v2_array(2, "/"), "0/0/1": b"x"}
     hierarchy = build(store, content)
     entry = hierarchy.entry("0")
@@ -203,7 +180,7 @@ def test_an_array_named_0_in_a_group_is_its_own_array():
 
 
 def test_coordinates_beyond_32_bits_are_kept_as_files():
-    store = DictStore()
+    store = Memory()
     content = {"a/zarr.json": v3_array(1), "a/c/4294967295": b"in", "a/c/4294967296": b"out"}
     hierarchy = build(store, content)
     assert_equal(hierarchy, store, content)
@@ -214,7 +191,7 @@ def test_coordinates_beyond_32_bits_are_kept_as_files():
 
 
 def test_children_of_a_large_array_do_not_read_every_chunk():
-    store = DictStore()
+    store = Memory()
     chunks = {f"a/c/{i}/{j}": b"" for i in range(3) for j in range(2000)}
     hierarchy = build(store, {"a/zarr.json": v3_array(2), **chunks})
     loads = 0
