@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import vzarr
 from tests.support import assert_sound
+
+# Machines are shared and slow at times. Continuous integration judges a change by examples that are
+# the same each time; everywhere else new ones are looked for.
+hypothesis.settings.register_profile("vzarr", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("vzarr")
 
 
 @pytest.fixture
