@@ -32,6 +32,8 @@ if hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):
 HAS_RECTILINEAR = zarr.config.get("array.rectilinear_chunks", None) is not None
 # zarr 3.1 cannot write shards of raw bytes and structures.
 SHARDS_VOID = "fused" in PIPELINES
+# Nor can it write values of variable length that are transposed: it reads them back elsewhere.
+TRANSPOSES_VARIABLE = "fused" in PIPELINES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning"),
@@ -112,7 +114,8 @@ def arrays(draw: st.DrawFn) -> dict[str, Any]:
             arguments["filters"] = [numcodecs.Delta(dtype=DTYPES[name][0])]
     else:
         arguments["compressors"] = draw(st.sampled_from(V3_COMPRESSORS))
-        if ndim > 1 and draw(st.booleans()):
+        transposes = name not in ("text", "bytes") or TRANSPOSES_VARIABLE
+        if ndim > 1 and transposes and draw(st.booleans()):
             axes = draw(st.permutations(range(ndim)))
             arguments["filters"] = [zarr.codecs.TransposeCodec(order=tuple(axes))]
         if ndim and (name not in ("raw", "structure") or SHARDS_VOID) and draw(st.booleans()):
