@@ -63,12 +63,20 @@ class ChangeSet:
     """Edits not yet in the tree and bytes not yet in LMDB. Not thread-safe: its session locks."""
 
     def __init__(
-        self, environment: Environment, session_id: bytes, lease: Callable[[], bytes]
+        self,
+        environment: Environment,
+        session_id: bytes,
+        lease: Callable[[], bytes],
+        timeout: float,
     ) -> None:
-        """``lease`` gives the session's encoded lease, written before its first batch."""
+        """``lease`` gives the session's encoded lease, written before its first batch.
+
+        ``timeout`` is for how many seconds a batch waits for other writers.
+        """
         self._environment = environment
         self._session_id = session_id
         self._lease = lease
+        self._timeout = timeout
         self.edits: dict[str, Blob | None] = {}
         self._fresh: dict[bytes, Bytes] = {}
         self._fresh_bytes = 0
@@ -179,7 +187,7 @@ class ChangeSet:
 
     def _write(self, blobs: dict[bytes, Bytes], number: int) -> None:
         room = sum(map(len, blobs.values()))
-        with self._environment.write(room=room) as txn:
+        with self._environment.write(timeout=self._timeout, room=room) as txn:
             txn.put("sessions", session_key(self._session_id, 0), self._lease())
             put_blobs(txn, blobs.items())
             txn.put("sessions", session_key(self._session_id, number), b"".join(blobs))

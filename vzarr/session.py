@@ -92,7 +92,7 @@ class Session:
         self._uuid = uuid.uuid4().bytes
         self._created = now()
         self._lock = threading.RLock()
-        self._changes = ChangeSet(self._environment, self._uuid, self._lease)
+        self._changes = ChangeSet(self._environment, self._uuid, self._lease, settings.timeout)
         self._blobs: BlobSource = self._changes
         self._staged_root: Digest | None = None
         self._closed = False
@@ -536,7 +536,8 @@ class Session:
         """Commit the edits at once; amend the commit that this session made just before.
 
         With ``each``, where another commit came between, or where that commit has become a tag's or
-        another branch's, make a new one. As in any plain store the last write of a key stands.
+        another branch's, make a new one. Where another writer changed the same elements, or the
+        same document, in between, the last write stands.
         Raises as ``commit``, but no ``ConflictError``. Cost: as ``commit``, and O(refs).
         """
         with self._lock:

@@ -180,7 +180,9 @@ def test_ctrl_c_in_a_transaction_leaves_nothing(filled):
         assert [commit.message for commit in repo.log("main")] == ["create", "create repository"]
 
 
-def test_a_commit_gives_up_after_its_timeout_and_names_the_holder(filled):
+@pytest.mark.parametrize("batch_bytes", [1 << 20, 1])
+def test_a_commit_gives_up_after_its_timeout_and_names_the_holder(filled, monkeypatch, batch_bytes):
+    monkeypatch.setattr("vzarr.changes.BATCH_BYTES", batch_bytes)
     process = python(
         """
         import sys
