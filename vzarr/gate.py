@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
 import os
 import socket
-import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +13,12 @@ from datetime import UTC, datetime
 from threading import get_ident
 from typing import final
 
+from vzarr import filelocks
 from vzarr.errors import BusyError, Holder, SessionStateError, StorageError
 from vzarr.system import flock_holder
 
 # How long a writer sleeps between two looks at the gate: at first, at most, and when it is next.
 _FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_TURN = 0.0002, 0.02, 0.002
-_TURN_OFFSET = 1 << 62
 
 
 @final
@@ -55,7 +53,8 @@ class Gate:
         try:
             self._flock(timeout, deadline)
         except BaseException:
-            self._lock.release()
+            # It may have been interrupted with the lock in its hands.
+            self.release()
             raise
         self._owner = get_ident()
         self._thread = threading.current_thread().name
@@ -77,11 +76,11 @@ class Gate:
             self.descriptor = -1
 
     def _flock(self, timeout: float | None, deadline: float | None) -> None:
-        self._poll(self._try_turn, _LONGEST_PAUSE, timeout, deadline)
         try:
+            self._poll(self._try_turn, _LONGEST_PAUSE, timeout, deadline)
             self._poll(self._try_flock, _LONGEST_TURN, timeout, deadline)
         finally:
-            self._try_turn(fcntl.F_UNLCK)
+            self._end_turn()
 
     def _poll(
         self,
@@ -98,20 +97,21 @@ class Gate:
             time.sleep(min(pause, remaining))
             pause = min(pause * 1.5, longest)
 
-    def _try_turn(self, kind: int = fcntl.F_WRLCK) -> bool:
-        """Try to be the next, or end that, by a lock on a byte far behind the end of the file.
+    def _try_turn(self) -> bool:
+        """Try to be the next, by a lock on a byte far behind the end of the file.
 
         Whoever writes without a pause has to queue here like all others, while the next one waits
-        at the gate; without it, one who polls would hardly ever find the gate open. Systems that
-        lack such locks do without.
+        at the gate; without it, one who polls would hardly ever find the gate open. Files that
+        cannot have such locks do without.
         """
-        if sys.platform == "linux":
-            lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, _TURN_OFFSET, 1, 0)
-            try:
-                fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, lock)
-            except OSError as error:
-                return error.errno not in (errno.EAGAIN, errno.EACCES)
-        return True
+        try:
+            return filelocks.try_lock(self.descriptor, filelocks.GATE_TURN)
+        except OSError:
+            return True
+
+    def _end_turn(self) -> None:
+        with contextlib.suppress(OSError):
+            filelocks.unlock(self.descriptor, filelocks.GATE_TURN)
 
     def _try_flock(self) -> bool:
         try:

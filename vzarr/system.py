@@ -30,6 +30,22 @@ def flock_holder(descriptor: int) -> Holder | None:
     return Holder(pid, socket.gethostname(), _command(pid), _started(pid))
 
 
+def running(pid: int, since: datetime | None) -> Holder:
+    """Describe a process of this machine that has held something since then."""
+    return Holder(pid, socket.gethostname(), _command(pid), since)
+
+
+def process_namespace() -> int:
+    """Give the number of the namespace in which this process has its pid; 0 where there is none.
+
+    The same pid in another one, as containers have them, is another process.
+    """
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 def _flock_pid(major: int, minor: int, inode: int) -> int | None:
     likely = None
     # 2: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,16 +19,16 @@ from typing import Any
 import lmdb.verify
 import pytest
 
-from vzarr import datafile
+from tests.processes import PATIENCE, Child, threads, until
+from vzarr import datafile, lmdberrors, mapping, registry
 from vzarr import environment as module
 from vzarr.environment import DATABASES, Environment, Txn
 from vzarr.errors import AlreadyExistsError, BusyError, FullError, StorageError, VzarrError
+from vzarr.filelocks import no_fork
 from vzarr.lmdbfile import probe
 
 # Forking a process that has threads is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-
-PATIENCE = 30
 
 
 def nothing(txn: Txn) -> None:
@@ -41,9 +40,9 @@ def file(tmp_path: Path) -> Iterator[str]:
     """Where a test's file goes. At the end nothing is open, and the file is sound."""
     path = str(tmp_path / "test.vzarr")
     yield path
-    left = list(module._registry._environments.values())
+    left = [environment for _, environment in module._registry._known.values()]
     for environment in left:
-        while environment._users:
+        while environment._access.users:
             environment.close()
     assert left == []
     if os.path.exists(path):
@@ -55,74 +54,6 @@ def environment(file: str) -> Iterator[Environment]:
     created = Environment.create(file, nothing)
     yield created
     created.close()
-
-
-class Child:
-    """A forked process that runs a function with a pipe to us, and what becomes of it."""
-
-    def __init__(self, work: Callable[[Connection], Any]) -> None:
-        self.pipe, theirs = multiprocessing.Pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            self.pipe.close()
-            self._run(work, theirs)
-        theirs.close()
-
-    @staticmethod
-    def _run(work: Callable[[Connection], Any], pipe: Connection) -> None:
-        try:
-            pipe.send(("result", work(pipe)))
-        except VzarrError as error:
-            pipe.send(("error", (type(error).__name__, str(error))))
-        except BaseException:
-            pipe.send(("crash", traceback.format_exc()))
-        finally:
-            os._exit(0)
-
-    def receive(self) -> Any:
-        assert self.pipe.poll(PATIENCE), "the child hangs"
-        return self.pipe.recv()
-
-    def result(self) -> Any:
-        """Wait for the end of the child, and give what its function returned."""
-        try:
-            kind, value = self.receive()
-        except EOFError:
-            kind, value = "crash", "it died"
-        self.reap()
-        assert kind != "crash", value
-        return value
-
-    def reap(self) -> int:
-        self.pipe.close()
-        return os.waitpid(self.pid, 0)[1]
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(self.reap()) == -signal.SIGKILL
-
-
-@contextlib.contextmanager
-def threads(*works: Callable[[], None]) -> Iterator[None]:
-    """Run functions beside the block, and raise what they raise."""
-    errors: list[BaseException] = []
-
-    def run(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    running = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in running:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in running:
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
-    assert errors == []
 
 
 def add(environment: Environment, times: int, name: bytes = b"counter") -> None:
@@ -289,7 +220,7 @@ def test_a_fork_inside_a_write_txn(environment: Environment) -> None:
 def test_a_fork_while_another_thread_stays_inside(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FORK_TIMEOUT", 0.02)
+    monkeypatch.setattr(registry, "_FORK_TIMEOUT", 0.02)
     begun, finish = threading.Event(), threading.Event()
 
     def stay() -> None:
@@ -359,6 +290,35 @@ def test_multiprocessing(environment: Environment, method: Any) -> None:
         child.join(PATIENCE)
     assert [child.exitcode for child in children] == [0, 0]
     assert count(environment) == 60
+
+
+def test_a_fork_waits_for_a_file_that_is_opened_meanwhile(
+    environment: Environment, tmp_path: Path
+) -> None:
+    """All that the fork knew of is quiet by now: the newcomer has to be too."""
+    other = Environment.create(str(tmp_path / "other"), nothing)
+    add(other, 1)
+    other.close()
+    opening, forked = threading.Event(), threading.Event()
+    opened: list[Environment] = []
+
+    def open_meanwhile() -> None:
+        with contextlib.ExitStack() as stack:
+            with no_fork:
+                opening.set()
+                until(lambda: environment._access.activity._shut)
+                opened.append(Environment.open(str(tmp_path / "other"), writable=True))
+                stack.enter_context(opened[0].read())
+            assert not forked.wait(0.05)
+
+    with threads(open_meanwhile):
+        assert opening.wait(PATIENCE)
+        child = Child(lambda _: [count(found) for found in (environment, *opened)])
+        forked.set()
+        assert child.result() == [0, 1]
+    add(environment, 1)
+    add(opened[0], 1)
+    opened[0].close()
 
 
 # ---- many writers, many readers -------------------------------------------------------------
@@ -528,7 +488,8 @@ def test_a_writer_that_is_killed_leaves_nothing(environment: Environment) -> Non
 def test_the_places_of_killed_readers_are_taken_back(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_READERS", 4)
+    for name in (mapping, lmdberrors):
+        monkeypatch.setattr(name, "MAX_READERS", 4)
     monkeypatch.setattr(datafile, "LOCK_FILE_BYTES", 128 + 64 * 4)
     environment = Environment.create(file, nothing)
     children = [hold(environment, write=False) for _ in range(4)]
@@ -583,8 +544,8 @@ def test_waiting_for_another_process_can_be_interrupted(environment: Environment
 def test_the_growth_of_another_process_is_followed(
     file: str, monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
-    monkeypatch.setattr(module, "INITIAL_MAP_BYTES", 2 << 20)
-    monkeypatch.setattr(module, "MINIMUM_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(mapping, "INITIAL_MAP_BYTES", 2 << 20)
+    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 1 << 20)
     Environment.create(file, nothing).close()
     environment = Environment.open(file, writable=writable)
     assert environment.info().map_bytes == 2 << 20
@@ -614,10 +575,9 @@ def test_the_growth_of_another_process_is_followed(
 
 GROW = """
 import sys
-from vzarr import datafile
-from vzarr import environment as module
-module.INITIAL_MAP_BYTES = 2 << 20
-module.MINIMUM_MAP_BYTES = 1 << 20
+from vzarr import environment as module, mapping
+mapping.INITIAL_MAP_BYTES = 2 << 20
+mapping.MINIMUM_MAP_BYTES = 1 << 20
 environment = module.Environment.open(sys.argv[1], writable=True)
 for number in range(5):
     with environment.write(room=3 << 20) as txn:
@@ -646,8 +606,8 @@ def subprocess_growth(file: str) -> int:
 def test_writers_of_many_processes_grow_the_map_together(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "INITIAL_MAP_BYTES", 1 << 20)
-    monkeypatch.setattr(module, "MINIMUM_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(mapping, "INITIAL_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 1 << 20)
     environment = Environment.create(file, nothing)
 
     def write(name: int) -> None:
@@ -723,9 +683,8 @@ def stay():
         txn.put("meta", b"key", b"other") if "{kind}" == "write" else None
         inside.set()
         threading.Event().wait()
-from vzarr import datafile
-from vzarr import environment as module
-module._EXIT_TIMEOUT = 0.05
+from vzarr import access
+access._EXIT_TIMEOUT = 0.05
 threading.Thread(target=stay, daemon=True).start()
 inside.wait()
 """

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vzarr import datafile, system
+from vzarr import access, creation, datafile, lmdberrors, mapping, system
 from vzarr import environment as module
 from vzarr.activity import Activity
 from vzarr.environment import DATABASES, Environment, Txn
@@ -49,15 +49,20 @@ def nothing(txn: Txn) -> None:
     """Initialise a file with no entries."""
 
 
+def in_use() -> list[Environment]:
+    """List what this process has open."""
+    return [environment for _, environment in module._registry._known.values()]
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[str]:
     """Where a test's file goes. At the end nothing is open, and the file is sound."""
     path = str(tmp_path / "test.vzarr")
-    before = set(module._registry._environments.values())
+    before = set(in_use())
     yield path
-    left = [found for found in module._registry._environments.values() if found not in before]
+    left = [found for found in in_use() if found not in before]
     for environment in left:
-        while environment._users:
+        while environment._access.users:
             environment.close()
     assert left == []
     if os.path.exists(path):
@@ -122,7 +127,7 @@ def held(environment: Environment, *, write: bool) -> Iterator[None]:
 def until_somebody_waits(environment: Environment) -> None:
     """Return when another thread waits until it is alone."""
     deadline = time.monotonic() + 20
-    while not environment._activity._shut:
+    while not environment._access.activity._shut:
         assert time.monotonic() < deadline
         time.sleep(0)
 
@@ -222,14 +227,22 @@ def test_create_leaves_nothing_when_a_failed_put_is_caught(file: str) -> None:
     assert os.listdir(os.path.dirname(file)) == []
 
 
-@pytest.mark.parametrize("step", ["_publish", "_sync_directory", "examine", "_map_for_writing"])
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        (creation, "_publish"),
+        (creation, "_sync_directory"),
+        (mapping, "examine"),
+        (mapping, "_map_for_writing"),
+    ],
+)
 def test_create_leaves_nothing_when_a_step_fails(
-    file: str, monkeypatch: pytest.MonkeyPatch, step: str
+    file: str, monkeypatch: pytest.MonkeyPatch, where: Any, step: str
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, step, fail)
+    monkeypatch.setattr(where, step, fail)
     with pytest.raises(OSError, match="No space left"):
         Environment.create(file, nothing)
     assert os.listdir(os.path.dirname(file)) == []
@@ -535,7 +548,7 @@ def test_a_commit_leaves_no_unwritten_tail(file: str) -> None:
 
 def test_a_writer_adds_a_short_tail(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Environment, "_complete_file", lambda self: None)
+        patch.setattr(access.Access, "_complete_file", lambda self: None)
         extent = with_unwritten_tail(file, 100)
     assert os.path.getsize(file) < extent
     with pytest.raises(CorruptError, match="open it once for writing"):
@@ -549,7 +562,7 @@ def test_a_writer_adds_a_short_tail(file: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_reader_waits_for_the_tail(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Environment, "_complete_file", lambda self: None)
+        patch.setattr(access.Access, "_complete_file", lambda self: None)
         extent = with_unwritten_tail(file, 100)
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", lambda _: os.truncate(file, extent))
@@ -798,7 +811,8 @@ def test_places_among_the_readers_are_given_back(environment: Environment) -> No
 
 
 def test_too_many_readers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_READERS", 4)
+    for name in (mapping, lmdberrors):
+        monkeypatch.setattr(name, "MAX_READERS", 4)
     monkeypatch.setattr(datafile, "LOCK_FILE_BYTES", 128 + 64 * 4)
     environment = Environment.create(file, nothing)
     with contextlib.ExitStack() as stack:
@@ -1005,7 +1019,7 @@ def test_info(environment: Environment) -> None:
     assert info.path == environment.path
     assert info.file_bytes == os.path.getsize(environment.path)
     assert 1 << 20 < info.used_bytes <= info.file_bytes
-    assert info.map_bytes == module.INITIAL_MAP_BYTES
+    assert info.map_bytes == mapping.INITIAL_MAP_BYTES
     assert info.page_size == probe(environment.path).page_size
     assert info.last_txn_id == environment.last_txn_id()
     assert info.entries == {**dict.fromkeys(DATABASES, 0), "chunks": 1}
@@ -1151,8 +1165,8 @@ def test_opening_for_writing_waits_at_the_gate(file: str) -> None:
 
 @pytest.fixture
 def small_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INITIAL_MAP_BYTES", 2 << 20)
-    monkeypatch.setattr(module, "MINIMUM_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(mapping, "INITIAL_MAP_BYTES", 2 << 20)
+    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 1 << 20)
 
 
 def test_the_map_grows_ahead(small_map: None, environment: Environment) -> None:
@@ -1194,7 +1208,7 @@ def test_growth_waits_for_the_txns_of_others(small_map: None, environment: Envir
             newcomer = stack.enter_context(in_thread(lambda: environment.info().entries["chunks"]))
             assert view == bytes(50)
             txn._end()
-            environment._activity.leave(txn)
+            environment._access.activity.leave(txn)
         assert results == [None]
         assert newcomer[0] in (0, 1)
     assert environment.info().entries["chunks"] == 1
@@ -1204,11 +1218,11 @@ class Stub:
     """LMDB's environment with a method that fails some times; it is not to be subclassed."""
 
     def __init__(self, environment: Environment, method: str, *errors: BaseException) -> None:
-        assert environment._opened is not None
-        self._handle = environment._opened.handle
+        assert environment._access.opened is not None
+        self._handle = environment._access.opened.handle
         self._method = method
         self._errors = list(errors)
-        environment._opened = replace(environment._opened, handle=self)
+        environment._access.opened = replace(environment._access.opened, handle=self)
 
     def __getattr__(self, name: str) -> Any:
         if name == self._method and self._errors:
@@ -1242,7 +1256,7 @@ def test_the_map_is_as_big_as_it_can_be(file: str, monkeypatch: pytest.MonkeyPat
     with opened(file, writable=True) as environment:
         assert sizes == [size << 30 for size in (64, 32, 16, 8, 4)]
         fill(environment, 1)
-    monkeypatch.setattr(module, "MINIMUM_MAP_BYTES", 20 << 30)
+    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 20 << 30)
     with pytest.raises(FullError, match="address space"):
         Environment.open(file, writable=True)
 
@@ -1291,7 +1305,7 @@ def test_every_error_becomes_one_of_ours(
     ours: type[VzarrError],
     ours_code: int | None,
 ) -> None:
-    translated = module._translate(lmdb_error(theirs, theirs_code), str(tmp_path))
+    translated = lmdberrors.translate(lmdb_error(theirs, theirs_code), str(tmp_path))
     assert type(translated) is ours
     assert len(str(translated)) > 20
     assert getattr(translated, "errno", None) == ours_code
@@ -1301,13 +1315,13 @@ def test_a_full_disk_is_told_from_a_failing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = lmdb_error(lmdb.Error, errno.EIO)
-    assert "MiB of the disk are free" in str(module._full(str(tmp_path), error))
-    monkeypatch.setattr(module, "_free_bytes", lambda path: 4096)
-    full = module._full(str(tmp_path), error)
+    assert "MiB of the disk are free" in str(lmdberrors._full(str(tmp_path), error))
+    monkeypatch.setattr(lmdberrors, "_free_bytes", lambda path: 4096)
+    full = lmdberrors._full(str(tmp_path), error)
     assert "is full" in str(full)
     assert full.errno == errno.ENOSPC
-    monkeypatch.setattr(module, "_free_bytes", lambda path: None)
-    assert "could not be written;" in str(module._full(str(tmp_path), error))
+    monkeypatch.setattr(lmdberrors, "_free_bytes", lambda path: None)
+    assert "could not be written;" in str(lmdberrors._full(str(tmp_path), error))
 
 
 def test_after_a_panic_the_file_is_opened_again(environment: Environment) -> None:
@@ -1316,23 +1330,23 @@ def test_after_a_panic_the_file_is_opened_again(environment: Environment) -> Non
         Stub(environment, "begin", lmdb_error(lmdb.PanicError, -30795))
         with use() as txn:
             assert txn.count("nodes") == 3
-        assert environment._opened is not None
-        assert not isinstance(environment._opened.handle, Stub)
+        assert environment._access.opened is not None
+        assert not isinstance(environment._access.opened.handle, Stub)
 
 
 def test_a_panic_that_stays_is_an_error(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module._open
+    real = access.open_file
 
     def panicking(*arguments: Any, **options: Any) -> Any:
-        environment._opened = real(*arguments, **options)
+        environment._access.opened = real(*arguments, **options)
         Stub(environment, "begin", lmdb_error(lmdb.PanicError, -30795))
-        return environment._opened
+        return environment._access.opened
 
     Stub(environment, "begin", lmdb_error(lmdb.PanicError, -30795))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_open", panicking)
+        patch.setattr(access, "open_file", panicking)
         with pytest.raises(StorageError, match="failed half way"), environment.read():
             pytest.fail("it panics")
     fill(environment, 1)
@@ -1352,7 +1366,7 @@ def test_an_error_of_begin_leaves_nothing_locked(
         Stub(environment, "begin", error)
         with pytest.raises(ours):
             use().__enter__()
-        assert environment._activity.inside() == []
+        assert environment._access.activity.inside() == []
     fill(environment, 1)
 
 

@@ -1,0 +1,209 @@
+"""Locks on bytes far behind the end of a data file, and the map of what they mean.
+
+These are Linux's open file description locks. Each belongs to one opening of the file, so that two
+threads with descriptors of their own are as separate as two processes are; the kernel drops it in
+the moment when its owner is gone, however it went; and anybody can ask which bytes of a range are
+locked, which makes a lock's place and length a message. A call takes a microsecond. The bytes are
+never read or written, and no file is as long.
+
+| from byte | region | a locked byte says |
+|---|---|---|
+| 2^62 | the write gate | somebody is the next to write |
+| 2^62 + 2^59 | open repositories | whoever has this token (58 bits) has the file open |
+| 2^62 + 2^60 | pinned commits | a process (22 bits) uses a commit (37 bits of its id) |
+| 2^62 + 2^61 | queues of branches | somebody waits for a branch (20 bits of a hash): ``Queue`` |
+
+An unlock is told explicitly before a descriptor is closed, and a child process closes what it has
+inherited without one: both share the opening, and its locks live until either says so or both have
+closed it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import sys
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import final
+
+SUPPORTED = sys.platform == "linux"
+"""Whether this system has such locks at all. A file system without them raises ``OSError``."""
+
+GATE_TURN = 1 << 62
+
+TOKEN_BITS = 58
+_OPEN_REPOSITORIES = GATE_TURN + (1 << 59)
+
+PREFIX_BITS = 37
+PINNED_COMMITS = GATE_TURN + (1 << 60)
+PINNED_COMMITS_LENGTH = 1 << 59
+
+_QUEUES = GATE_TURN + (1 << 61)
+_QUEUE_BITS, _QUEUE_LENGTH_BITS = 20, 40
+
+_END = 1 << 63
+# The system's struct flock: kind, whence, start, length, pid.
+_FLOCK = struct.Struct("hhqqi0q")
+
+
+def token_byte(token: int) -> int:
+    """Give the byte that the opener of the file with this token has locked."""
+    assert 0 <= token < 1 << TOKEN_BITS
+    return _OPEN_REPOSITORIES + token
+
+
+def pinned_byte(pid: int, prefix: int) -> int:
+    """Give the byte for a process that uses a commit with this prefix."""
+    assert 0 <= prefix < 1 << PREFIX_BITS
+    return PINNED_COMMITS + (pid << PREFIX_BITS) + prefix
+
+
+def pinned_by(byte: int) -> tuple[int, int]:
+    """Give the process and the prefix that such a byte stands for."""
+    return divmod(byte - PINNED_COMMITS, 1 << PREFIX_BITS)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The bytes of one branch's queue: tickets, a mutex, and facts about who has the turn.
+
+    Branches whose names share 20 bits of their hash share a queue, and wait for each other.
+    """
+
+    first_ticket: int
+    tickets: int
+    mutex: int
+    pid: int
+    """Locked for as many bytes as the number of the process that has the turn."""
+    since: int
+    """Locked for as many bytes as seconds from 1970 to the beginning of the turn."""
+    namespace: int
+    """Locked for as many bytes as the number of the namespace that gave the process its number."""
+    length: int
+
+    @classmethod
+    def of(cls, name_digest: bytes) -> Queue:
+        """Find the queue for a name with this digest."""
+        number = int.from_bytes(name_digest[:8], "big") >> (64 - _QUEUE_BITS)
+        base, length = _QUEUES + (number << _QUEUE_LENGTH_BITS), 1 << _QUEUE_LENGTH_BITS
+        half, eighth = base + length // 2, length // 8
+        return cls(
+            first_ticket=base,
+            tickets=length // 4,
+            mutex=base + length // 4,
+            pid=half,
+            since=half + eighth,
+            namespace=half + 2 * eighth,
+            length=length,
+        )
+
+
+def try_lock(descriptor: int, start: int, length: int = 1, *, shared: bool = False) -> bool:
+    """Lock a range of bytes, unless another opening of the file has locked some of it.
+
+    A descriptor that only reads can take shared locks alone. On systems without such locks this
+    does nothing and gives True; raises ``OSError`` where the file system has none.
+    """
+    return _set(descriptor, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, start, length)
+
+
+def unlock(descriptor: int, start: int, length: int = 1) -> None:
+    """Give back what this opening of the file has locked of a range."""
+    _set(descriptor, fcntl.F_UNLCK, start, length)
+
+
+def _set(descriptor: int, kind: int, start: int, length: int) -> bool:
+    if sys.platform == "linux":
+        lock = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            return False
+    return True
+
+
+def find(descriptor: int, start: int, length: int) -> tuple[int, int] | None:
+    """Give start and length of a lock in a range, shared or not, that another opening has.
+
+    The lock may reach beyond the range; which one of several is found is up to the system. On
+    systems without such locks this gives None. O(locks on the file), a microsecond for a few.
+    """
+    if sys.platform == "linux":
+        lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        reply = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, lock)
+        kind, _, start, length, _ = _FLOCK.unpack(reply)
+        if kind != fcntl.F_UNLCK:
+            # Length zero stands for all that a file could ever have.
+            return start, length or _END - start
+    return None
+
+
+def find_all(descriptor: int, start: int, length: int) -> list[tuple[int, int]]:
+    """List what other openings have locked in a range, in order and cut to the range.
+
+    Where shared locks overlap, each byte is listed once. O(n) calls of ``find`` for n locks.
+    """
+    found = []
+    unknown = [(start, start + length)]
+    while unknown:
+        low, high = unknown.pop()
+        lock = find(descriptor, low, high - low) if low < high else None
+        if lock is not None:
+            first, end = max(low, lock[0]), min(high, lock[0] + lock[1])
+            found.append((first, end - first))
+            unknown += [(low, first), (end, high)]
+    return sorted(found)
+
+
+# ---- fork -----------------------------------------------------------------------------------
+
+
+@final
+class _NoFork:
+    """Keeps this process from forking: ``with no_fork: …``. Short, and without other locks.
+
+    For the moments in which a descriptor is open that those who close it in a child do not know:
+    inherited unseen, it would keep the locks of a parent that was killed.
+    """
+
+    def __init__(self) -> None:
+        # Whoever collects garbage inside may come back for an object that is thrown away.
+        self._lock = threading.RLock()
+
+    def acquire(self) -> None:
+        """Let nobody fork or open, but this thread."""
+        self._lock.acquire()
+
+    def release(self) -> None:
+        """Let them."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def after_fork_in_child(self) -> None:
+        """Be free: whoever waited for it has stayed behind."""
+        self._lock = threading.RLock()
+
+
+no_fork = _NoFork()
+os.register_at_fork(
+    before=no_fork.acquire,
+    after_in_parent=no_fork.release,
+    after_in_child=no_fork.after_fork_in_child,
+)

@@ -1,0 +1,175 @@
+"""A data file opened by LMDB: checked, mapped, and its databases at hand."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, final
+
+import lmdb
+
+from vzarr.datafile import (
+    ATTEMPTS,
+    DATABASES,
+    MAX_READERS,
+    MOMENT,
+    REFUSALS,
+    allocate_lock_file,
+    examine,
+    nobody_writes,
+)
+from vzarr.errors import StorageError, VzarrError
+from vzarr.gate import Gate
+from vzarr.lmdberrors import error_code, translate
+from vzarr.lmdbfile import Probe, probe
+
+INITIAL_MAP_BYTES = 64 << 30
+"""Address space reserved for a file, sparse and free of cost. 1 TiB each would not do for many."""
+MINIMUM_MAP_BYTES = 256 << 20
+"""What we settle for where address space is limited (``ulimit -v``)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One opening of a file by LMDB."""
+
+    handle: lmdb.Environment
+    databases: dict[str, lmdb._Database]
+    page_size: int
+
+    def extent(self) -> int:
+        """Give the bytes of the file up to its last page."""
+        return (self.handle.info()["last_pgno"] + 1) * self.page_size
+
+
+def open_file(path: str, key: tuple[int, int], gate: Gate, *, writable: bool) -> Opened:
+    """Open a file after all checks. A writer must be through the gate."""
+    require_in_place(path, key)
+    found = examine(path, gate.descriptor, writable=writable)
+    allocate_lock_file(path)
+    try:
+        handle = _map_for_writing(path, found) if writable else _map_for_reading(path, found)
+    except lmdb.Error as error:
+        raise _cannot_map(error, path) from error
+    try:
+        handle.reader_check()
+        _require_own_lock_file(path, handle)
+        databases = _open_databases(handle, writable=writable)
+    except BaseException as error:
+        handle.close()
+        if isinstance(error, lmdb.Error):
+            raise translate(error, path) from error
+        raise
+    return Opened(handle, databases, found.page_size)
+
+
+def _map_for_writing(path: str, found: Probe) -> lmdb.Environment:
+    return map_file(path, found.file_bytes, lock=True)
+
+
+def _map_for_reading(path: str, found: Probe) -> lmdb.Environment:
+    try:
+        return map_file(path, found.file_bytes, readonly=True, lock=True)
+    except lmdb.Error as error:
+        if error_code(error) not in REFUSALS or not nobody_writes(path):
+            raise
+    return map_file(path, found.file_bytes, readonly=True, lock=False)
+
+
+def map_file(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
+    """Open a file with LMDB, with as big a map as can be had. Raises lmdb's errors."""
+    size = max(INITIAL_MAP_BYTES, 4 * file_bytes)
+    floor = max(MINIMUM_MAP_BYTES, 2 * file_bytes)
+    while True:
+        try:
+            return lmdb.open(
+                path,
+                map_size=size,
+                subdir=False,
+                metasync=False,
+                sync=True,
+                writemap=False,
+                map_async=False,
+                readahead=True,
+                meminit=True,
+                mode=0o666,
+                max_readers=MAX_READERS,
+                max_dbs=len(DATABASES),
+                max_spare_txns=0,
+                **options,
+            )
+        except lmdb.MemoryError:
+            if size <= floor:
+                raise
+            size = max(size // 2, floor)
+
+
+def _cannot_map(error: lmdb.Error, path: str) -> VzarrError:
+    if error_code(error) in REFUSALS:
+        return StorageError(
+            f"{path}-lock cannot be opened for writing, which LMDB needs even to read: get the "
+            "permission to write it and its directory",
+            code=error_code(error),
+        )
+    if "already open" in str(error):
+        return StorageError(
+            f"{path} replaced a file that is still open in this process: close that one first"
+        )
+    return translate(error, path)
+
+
+def _open_databases(handle: lmdb.Environment, *, writable: bool) -> dict[str, lmdb._Database]:
+    """Open all databases, once: without a txn of ours, py-lmdb could lock up the process."""
+    if not writable:
+        return {name: handle.open_db(name.encode(), create=False) for name in DATABASES}
+    with handle.begin(write=True) as transaction:
+        return {
+            name: handle.open_db(name.encode(), txn=transaction, create=False) for name in DATABASES
+        }
+
+
+def require_in_place(path: str, key: tuple[int, int]) -> None:
+    """Raise ``StorageError`` if the path no longer leads to the file that is open."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} was deleted or moved while it was open, and what is written now would be "
+            "lost: open it where it is now",
+            code=error.errno,
+        ) from error
+    if (status.st_dev, status.st_ino) != key:
+        raise replaced(path)
+
+
+def replaced(path: str) -> StorageError:
+    """Say that the path leads to another file than the one that is open."""
+    return StorageError(
+        f"{path} was replaced by another file while it was open, and what is written now would "
+        "be lost: close it everywhere and open it again",
+        code=errno.ESTALE,
+    )
+
+
+def _require_own_lock_file(path: str, handle: lmdb.Environment) -> None:
+    """Raise ``StorageError`` if the lock file counts the txns of another data file.
+
+    That is so if the data file was replaced and somebody has the old one open.
+    """
+    for _ in range(ATTEMPTS):
+        earliest = probe(path).txn_id
+        with handle.begin() as transaction:
+            counted = transaction.id()
+        # Its place among the readers is free when the last reference is gone.
+        del transaction
+        if earliest <= counted <= probe(path).txn_id:
+            return
+        # Between a commit's last write and its last count.
+        time.sleep(MOMENT)
+    raise StorageError(
+        f"{path} replaced a file that a process still has open, and shares its lock file: close "
+        "all that use it, or move this file to another name"
+    )

@@ -1,0 +1,235 @@
+"""One LMDB transaction: get, put, delete, scan, and what becomes of it after an error or a fork."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+
+import lmdb
+
+from vzarr.errors import SessionStateError, StorageError, VzarrError
+from vzarr.lmdberrors import translate
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Ended:
+    """Stands in for the transaction of a txn that is over, and says so to whoever uses it."""
+
+    def __init__(self, error: type[VzarrError], message: str) -> None:
+        self._error = error
+        self._message = message
+
+    def refusal(self) -> VzarrError:
+        """Give the error that it raises."""
+        return self._error(self._message)
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.refusal()
+
+
+Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
+
+_OVER_TXN = Ended(SessionStateError, "this txn is over: use it inside its with block")
+_OVER = cast(Transaction, _OVER_TXN)
+FORKED_TXN = Ended(
+    StorageError, "this process was forked inside this txn: open another in the child"
+)
+FORKED = cast(Transaction, FORKED_TXN)
+
+
+@final
+class Txn:
+    """One LMDB transaction, valid inside the ``with`` block that opened it.
+
+    A read txn sees the state of one moment. A write txn sees its own writes; when a call of it
+    fails, nothing of it is kept, even if the exception is caught.
+    """
+
+    __slots__ = ("_cursors", "_databases", "_edits", "_failure", "_path", "_transaction")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._transaction = _OVER
+        self._databases: dict[str, lmdb._Database] = {}
+        self._cursors: set[lmdb.Cursor[memoryview]] | None = None
+        self._edits = 0
+        self._failure: VzarrError | None = None
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        """Copy a value, or give None. O(log n)."""
+        try:
+            value = self._transaction.get(key, None, self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        return None if value is None else bytes(value)
+
+    def view(self, database: str, key: bytes) -> memoryview | None:
+        """Give a value without copying it, or None. O(log n).
+
+        The view must not outlive the txn, nor the next ``put`` or ``delete`` of a write txn: the
+        memory then shows other data, without an error.
+        """
+        try:
+            return self._transaction.get(key, None, self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def contains(self, database: str, key: bytes) -> bool:
+        """Tell whether there is such a key, without touching its value. O(log n)."""
+        try:
+            with self._transaction.cursor(self._databases[database]) as cursor:
+                return cursor.set_key(key)
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def count(self, database: str) -> int:
+        """Give the number of entries. O(1)."""
+        try:
+            return self._transaction.stat(self._databases[database])["entries"]
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def pages(self, database: str | None) -> int:
+        """Give the number of pages that a database fills; None is the list of databases. O(1)."""
+        found = None if database is None else self._databases[database]
+        try:
+            stat = self._transaction.stat(found)
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+
+    def put(self, database: str, key: bytes, value: Buffer, *, overwrite: bool = True) -> bool:
+        """Write a value, and tell whether it did: not if it must not overwrite one. O(log n).
+
+        Raises ``FullError`` when the map is full, ``InvalidInputError`` for a key that is empty or
+        longer than 511 bytes, ``ReadOnlyError`` in a read txn.
+        """
+        self._edits += 1
+        try:
+            return self._transaction.put(
+                key, value, overwrite=overwrite, db=self._databases[database]
+            )
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def delete(self, database: str, key: bytes) -> bool:
+        """Delete an entry, and tell whether there was one. O(log n)."""
+        self._edits += 1
+        try:
+            return self._transaction.delete(key, b"", self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def scan(
+        self,
+        database: str,
+        *,
+        start: bytes = b"",
+        prefix: bytes = b"",
+        keys_only: bool = False,
+        reverse: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Give entries in the order of their keys: those that begin with ``prefix``.
+
+        The scan begins at ``start``, or the next key in its direction. It may go on while the same
+        txn writes and deletes. With ``keys_only`` the values are empty, and the pages that hold
+        them are not touched. O(log n), then O(1) an entry.
+        """
+        try:
+            cursor = self._transaction.cursor(self._databases[database])
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        if self._cursors is None:
+            self._cursors = set()
+        self._cursors.add(cursor)
+        return self._walk(cursor, start, prefix, keys_only, reverse)
+
+    def _walk(
+        self,
+        cursor: lmdb.Cursor[memoryview],
+        start: bytes,
+        prefix: bytes,
+        keys_only: bool,
+        reverse: bool,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        step = cursor.prev if reverse else cursor.next
+        try:
+            found = (_seek_last if reverse else _seek_first)(cursor, start, prefix)
+            while found:
+                key = bytes(cursor.key())
+                if not key.startswith(prefix):
+                    break
+                edits = self._edits
+                yield key, b"" if keys_only else bytes(cursor.value())
+                found = step() if edits == self._edits else _seek_on(cursor, key, reverse)
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        finally:
+            cursor.close()
+            if self._cursors is not None:
+                self._cursors.discard(cursor)
+
+    def _failed(self, error: lmdb.Error) -> VzarrError:
+        if self._transaction is _OVER:
+            # A scan that goes on after its txn, whose cursor is closed.
+            return _OVER_TXN.refusal()
+        # What an exception left half done must not be committed by a caller who caught it.
+        self._failure = translate(error, self._path)
+        self._failure.__cause__ = error
+        return self._failure
+
+    def _start(self, transaction: Transaction, databases: dict[str, lmdb._Database]) -> None:
+        self._transaction = transaction
+        self._databases = databases
+
+    def _close_cursors(self) -> None:
+        if self._cursors is not None:
+            for cursor in self._cursors:
+                cursor.close()
+            self._cursors = None
+
+    def _end(self) -> None:
+        """Let go of LMDB's transaction: its last reference frees its place among the readers."""
+        self._close_cursors()
+        self._transaction = _OVER
+
+    def _abandon(self) -> None:
+        """Forget a transaction of the parent process, which must not be ended from here.
+
+        When the last reference goes, py-lmdb sees that it is not ours and leaves it alone.
+        """
+        self._cursors = None
+        self._transaction = FORKED
+
+
+def _seek_first(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) -> bool:
+    target = max(start, prefix)
+    return cursor.set_range(target) if target else cursor.first()
+
+
+def _seek_last(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) -> bool:
+    """Move to the last key that begins with the prefix and is not beyond the start."""
+    end = _successor(prefix)
+    if start and (not end or start < end):
+        # The start itself counts, the end of the prefix does not.
+        return (cursor.set_range(start) and cursor.key() == start) or _before(cursor, start)
+    return _before(cursor, end)
+
+
+def _seek_on(cursor: lmdb.Cursor[memoryview], key: bytes, reverse: bool) -> bool:
+    """Move on from a key, there or not: a cursor loses its way when others write and delete."""
+    if reverse:
+        return _before(cursor, key)
+    return cursor.set_range(key) and (cursor.key() != key or cursor.next())
+
+
+def _before(cursor: lmdb.Cursor[memoryview], key: bytes) -> bool:
+    return cursor.prev() if key and cursor.set_range(key) else cursor.last()
+
+
+def _successor(prefix: bytes) -> bytes:
+    """Give the least key beyond all that begin with the prefix; empty if there is none."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else b""
