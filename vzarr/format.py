@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NewType, TypeVar
@@ -333,41 +333,58 @@ def reflog_prefix(branch: str) -> bytes:
     return branch.encode() + b"\0"
 
 
+SESSION, FORK, MERGED_FORK = 0, 1, 2
+"""The kinds of lease: of a session, of a fork of one, of a fork whose edits its session has."""
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """A writing session that staged chunks ahead of its commit: whose it is, and its base."""
+    """A writer that has work in the file ahead of its commit: whose it is, and what it holds."""
 
+    kind: int
+    token: int
+    """Of the owner's opening of the file, which holds a lock on the byte that this stands for."""
     pid: int
     process_started: int
     """Clock ticks since boot, so that a reused pid is told from its former owner; 0 if unknown."""
     host: str
+    command: str
+    parent: bytes | None
+    """The id of the session that a fork is of."""
     branch: str
     base: Digest
     created: int
-    """Microseconds since 1970-01-01 UTC."""
+    """Microseconds since 1970-01-01 UTC, as all times here."""
+    updated: int
+    nbytes: int
+    """How many bytes of values it has put into the file."""
     staged: Digest | None
-    """The root of a snapshot whose nodes the session wrote ahead of its commit, if it did."""
+    """The root of a snapshot whose nodes it wrote ahead of its commit, or that a fork begins from,
+    if there is one."""
+    checkpoint: Digest | None
+    """The root of the snapshot that its last checkpoint saved, if there was one."""
+    checkpointed: int | None
+    """When that was."""
 
 
 def encode_lease(record: LeaseRecord) -> bytes:
     """Encode a session's lease."""
-    _require_natural(record.pid, record.process_started)
-    _require_time(record.created)
-    _require_text(record.host, record.branch)
+    _require_natural(record.kind, record.token, record.pid, record.process_started, record.nbytes)
+    _require(record.kind <= MERGED_FORK, "no such kind of lease")
+    _require_text(record.host, record.command, record.branch)
     _require_digest(record.base)
-    if record.staged is not None:
-        _require_digest(record.staged)
-    return _pack(
-        [
-            record.pid,
-            record.process_started,
-            record.host,
-            record.branch,
-            record.base,
-            record.created,
-            record.staged,
-        ]
-    )
+    _require_time(record.created)
+    _require_time(record.updated)
+    _require((record.parent is None) == (record.kind == SESSION), "forks alone have a parent")
+    if record.parent is not None:
+        _require(isinstance(record.parent, bytes) and len(record.parent) == 16, "no session id")
+    for digest in (record.staged, record.checkpoint):
+        if digest is not None:
+            _require_digest(digest)
+    _require((record.checkpoint is None) == (record.checkpointed is None), "when, without what")
+    if record.checkpointed is not None:
+        _require_time(record.checkpointed)
+    return _pack([getattr(record, field) for field in LeaseRecord.__slots__])
 
 
 def decode_lease(data: bytes) -> LeaseRecord:
@@ -375,8 +392,30 @@ def decode_lease(data: bytes) -> LeaseRecord:
     return _decode(data, "session record", lambda fields: LeaseRecord(*fields), encode_lease)
 
 
+JournalEdit = tuple[str, "Blob | None"]
+"""A key, and the value that it got; None for one that was deleted."""
+
+
+def encode_journal(edits: Sequence[JournalEdit]) -> bytes:
+    """Encode edits of a fork, in the order in which they were made."""
+    packed = []
+    for key, blob in edits:
+        _require_text(key)
+        packed.append([key, None if blob is None else encode_blob(blob)])
+    return _pack(packed)
+
+
+def decode_journal(data: bytes) -> list[JournalEdit]:
+    """Decode edits of a fork."""
+
+    def build(fields: Any) -> list[JournalEdit]:
+        return [(key, None if blob is None else decode_blob(blob)) for key, blob in fields]
+
+    return _decode(data, "journal of a fork", build, encode_journal)
+
+
 def session_key(session_id: bytes, batch: int) -> bytes:
-    """Order a session's records: 0 is its lease, 1 and up list the digests of a staged batch."""
+    """Order a session's records: its lease is 0, and what it staged or a fork edited 1 and up."""
     _require(len(session_id) == 16, "a session's id has 16 bytes")
     return session_id + batch.to_bytes(4, "big")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,6 +46,11 @@ class Commit:
     def __str__(self) -> str:
         subject = self.message.partition("\n")[0]
         return f"{self.id[:12]}  {self.time:%Y-%m-%d %H:%M:%S}  {self.author}  {subject}"
+
+
+def now() -> int:
+    """Give the time of a new record, in microseconds since 1970-01-01 UTC."""
+    return time.time_ns() // 1000
 
 
 def check_message(message: object) -> str:

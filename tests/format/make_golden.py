@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -25,10 +26,15 @@ from vzarr import history, refs
 from vzarr.author import default_author
 from vzarr.environment import Environment
 from vzarr.format import (
+    FORK,
+    SESSION,
+    Blob,
     CommitRecord,
     Digest,
+    JournalEdit,
     LeaseRecord,
     chunk_digest,
+    encode_journal,
     encode_lease,
     session_key,
 )
@@ -40,6 +46,7 @@ AUTHOR = "Ada <ada@example.org>"
 _START = 1_767_225_600
 _ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 SESSION_ID = uuid.UUID("0f0e0d0c-0b0a-0908-0706-050403020100").bytes
+FORK_ID = bytes(reversed(SESSION_ID))
 
 GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {"title": "golden"}}
 
@@ -206,7 +213,26 @@ def _merge(path: Path, time: int) -> None:
         ours, theirs = (refs.head(txn, branch) for branch in ("main", "side/one"))
     root = history.get(environment, ours).root
     record = CommitRecord((ours, theirs), root, AUTHOR, time, "merge side/one", {})
-    lease = LeaseRecord(4711, 123456, "golden.invalid", "main", Digest(ours), time, None)
+    lease = LeaseRecord(
+        kind=SESSION,
+        token=4712,
+        pid=4711,
+        process_started=123456,
+        host="golden.invalid",
+        command="python -m golden",
+        parent=None,
+        branch="main",
+        base=Digest(ours),
+        created=time,
+        updated=time,
+        nbytes=26,
+        staged=None,
+        checkpoint=root,
+        checkpointed=time,
+    )
+    fork = replace(
+        lease, kind=FORK, parent=SESSION_ID, checkpoint=None, checkpointed=None, staged=root
+    )
     with environment.write() as txn:
         merged = history.put(txn, record)
         refs.move_branch(txn, "main", ours, merged, AUTHOR, time, "merge: side/one")
@@ -214,6 +240,9 @@ def _merge(path: Path, time: int) -> None:
         txn.put("chunks", chunk_digest(staged), staged)
         txn.put("sessions", session_key(SESSION_ID, 0), encode_lease(lease))
         txn.put("sessions", session_key(SESSION_ID, 1), chunk_digest(staged))
+        edits: list[JournalEdit] = [("n", Blob(chunk_digest(staged), len(staged))), ("o", None)]
+        txn.put("sessions", session_key(FORK_ID, 0), encode_lease(fork))
+        txn.put("sessions", session_key(FORK_ID, 1), encode_journal(edits))
     environment.close()
 
 

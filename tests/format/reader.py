@@ -412,13 +412,21 @@ class Move(NamedTuple):
 
 
 class Lease(NamedTuple):
+    kind: int
+    token: int
     pid: int
     process_started: int
     host: str
+    command: str
+    parent: bytes | None
     branch: str
     base: bytes
     created: int
+    updated: int
+    nbytes: int
     staged: bytes | None
+    checkpoint: bytes | None
+    checkpointed: int | None
 
 
 def decode_commit(data: bytes) -> Commit:
@@ -464,12 +472,33 @@ def decode_move(data: bytes) -> Move:
 
 
 def decode_lease(data: bytes) -> Lease:
-    lease = Lease(*decode_array(data, 7, "lease"))
-    demand_natural(lease.pid, lease.process_started)
-    demand_text(lease.host, lease.branch)
-    demand_digest(lease.base, *([] if lease.staged is None else [lease.staged]))
-    demand_time(lease.created)
+    lease = Lease(*decode_array(data, 15, "lease"))
+    demand_natural(lease.kind, lease.token, lease.pid, lease.process_started, lease.nbytes)
+    demand(lease.kind <= 2, "lease: kind")
+    demand_text(lease.host, lease.command, lease.branch)
+    demand((lease.parent is None) == (lease.kind == 0), "lease: parent")
+    demand(lease.parent is None or type(lease.parent) is bytes, "lease: parent")
+    demand(lease.parent is None or len(lease.parent) == 16, "lease: parent")
+    roots = [root for root in (lease.staged, lease.checkpoint) if root is not None]
+    demand_digest(lease.base, *roots)
+    demand((lease.checkpoint is None) == (lease.checkpointed is None), "lease: checkpoint")
+    times = [lease.created, lease.updated]
+    for time in times if lease.checkpointed is None else [*times, lease.checkpointed]:
+        demand_time(time)
     return lease
+
+
+def decode_journal(data: bytes) -> list[tuple[str, bytes | None]]:
+    edits = []
+    fields = decode(data, "journal")
+    demand(type(fields) is list, "journal: not an array")
+    for edit in fields:
+        demand(type(edit) is list and len(edit) == 2, "journal: edit")
+        key, value = edit
+        demand_text(key)
+        demand(value is None or (type(value) is bytes and len(value) == 36), "journal: value")
+        edits.append((key, value))
+    return edits
 
 
 def decode_name(key: bytes) -> str:
@@ -535,7 +564,8 @@ class File:
         for commit in self.commits.values():
             demand(all(parent in self.commits for parent in commit.parents), "commit: no parent")
         for lease in self.leases.values():
-            demand(lease.staged is None or self.snapshot(lease.staged), "session: staged snapshot")
+            for root in (lease.staged, lease.checkpoint):
+                demand(root is None or self.snapshot(root) is not None, "session: its snapshot")
         roots = {commit.root for commit in self.commits.values()}
         snapshots = {root: self.snapshot(root) for root in roots}
         return {key: snapshots[commit.root] for key, commit in self.commits.items()}
@@ -584,17 +614,21 @@ class File:
     def _read_sessions(self) -> tuple[dict[bytes, Lease], dict[bytes, list[bytes]]]:
         leases: dict[bytes, Lease] = {}
         batches: dict[bytes, list[bytes]] = {}
-        for key, data in self._databases["sessions"].items():
+        # The lease comes before the rest of its session.
+        for key, data in sorted(self._databases["sessions"].items()):
             demand(len(key) == 20, "session: key")
             session, number = key[:16], int.from_bytes(key[16:], "big")
             if number == 0:
                 leases[session] = decode_lease(data)
                 continue
-            demand(len(data) % 32 == 0, "session: batch")
-            digests = [data[at : at + 32] for at in range(0, len(data), 32)]
+            demand(session in leases, "session: a batch without a lease")
+            if leases[session].kind:
+                digests = [value[:32] for _, value in decode_journal(data) if value is not None]
+            else:
+                demand(len(data) % 32 == 0, "session: batch")
+                digests = [data[at : at + 32] for at in range(0, len(data), 32)]
             demand(all(d in self._databases["chunks"] for d in digests), "session: chunk missing")
             batches.setdefault(session, []).extend(digests)
-        demand(set(batches) <= set(leases), "session: a batch without a lease")
         return leases, batches
 
     def _keys(self, base: str, entry: Entry) -> Iterator[tuple[str, bytes]]:

@@ -156,6 +156,10 @@ def test_the_other_reader_agrees(golden: Path) -> None:
     assert (lease.host, lease.pid, lease.process_started) == ("golden.invalid", 4711, 123456)
     assert lease.base.hex() == HISTORY["edit a chunk, delete another"][0]
     assert len(file.batches[make_golden.SESSION_ID]) == 1
+    fork = file.leases[make_golden.FORK_ID]
+    assert (fork.kind, fork.parent) == (1, make_golden.SESSION_ID)
+    assert fork.staged == lease.checkpoint
+    assert file.batches[make_golden.FORK_ID] == file.batches[make_golden.SESSION_ID]
 
 
 def test_it_is_small() -> None:

@@ -27,6 +27,7 @@ from tests.format.reader import Damaged, File, Unsupported, root_id
 from vzarr.errors import CorruptError
 from vzarr.format import (
     EMPTY_ENTRY,
+    SESSION,
     Blob,
     CommitRecord,
     Digest,
@@ -318,7 +319,7 @@ def test_what_a_session_staged_is_read_too(path: Path) -> None:
         for number, value in enumerate(values):
             session.set(f"file-{number}", value)
         session.keys()
-        session._spill_nodes()
+        session._work.spill()
         shutil.copy(path, copy)
         session.close()
     file = File(str(copy))
@@ -450,7 +451,10 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with every kind of record, without history that nothing refers to."""
     path = tmp_path_factory.mktemp("sound") / "sound.vzarr"
     write_repository(path, 1)
-    lease = LeaseRecord(1, 2, "host", "main", Digest(File(str(path)).branches["main"]), 3, None)
+    base = Digest(File(str(path)).branches["main"])
+    lease = LeaseRecord(
+        *(SESSION, 0, 1, 2, "host", "", None, "main", base, 3, 3, 0, None, None, None)
+    )
     chunk = next(iter(read_database(path, "chunks")))
     edits = {session_key(b"s" * 16, 0): encode_lease(lease), session_key(b"s" * 16, 1): chunk}
     write_database(path, "sessions", edits)

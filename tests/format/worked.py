@@ -16,9 +16,12 @@ from blake3 import blake3
 from tests.format.memory import Memory
 from vzarr.format import (
     EMPTY_ENTRY,
+    SESSION,
+    Blob,
     CommitRecord,
     Digest,
     FormatRecord,
+    JournalEdit,
     LeaseRecord,
     ReflogRecord,
     RepositoryRecord,
@@ -30,6 +33,7 @@ from vzarr.format import (
     encode_coordinates,
     encode_entry,
     encode_format,
+    encode_journal,
     encode_lease,
     encode_reflog,
     encode_repository,
@@ -77,7 +81,27 @@ _COMMIT = CommitRecord((), Digest(_ROOT), _AUTHOR, _TIME, "first data", {"source
 _HEAD = commit_digest(encode_commit(_COMMIT))
 _TAG = TagRecord(_HEAD, "", _AUTHOR, _TIME)
 _REFLOG = ReflogRecord(None, _HEAD, _AUTHOR, _TIME, "create: from main")
-_LEASE = LeaseRecord(4711, 123456, "ocean", "main", _HEAD, _TIME, None)
+_LEASE = LeaseRecord(
+    kind=SESSION,
+    token=258,
+    pid=4711,
+    process_started=123456,
+    host="ocean",
+    command="python",
+    parent=None,
+    branch="main",
+    base=_HEAD,
+    created=_TIME,
+    updated=_TIME,
+    nbytes=33,
+    staged=None,
+    checkpoint=None,
+    checkpointed=None,
+)
+_JOURNAL: list[JournalEdit] = [
+    ("t/c/0", Blob(chunk_digest(CHUNKS[0]), len(CHUNKS[0]))),
+    ("t/c/1", None),
+]
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
@@ -299,14 +323,32 @@ _REFLOG_KEY_PARTS: list[Part] = [
     (struct.pack(">Q", 258), "sequence number, 258"),
 ]
 _LEASE_PARTS: list[Part] = [
-    _array(7, "lease"),
+    _array(15, "lease"),
+    _packed(0, "kind, 0: a session"),
+    _packed(258, "token, 258"),
     _packed(4711, "pid, 4711"),
     _packed(123456, "process_started, 123456"),
     _text("ocean", "host"),
+    _text("python", "command"),
+    _packed(None, "parent, nil"),
     _text("main", "branch"),
     *_digest(_HEAD, "base"),
     _packed(_TIME, "created"),
+    _packed(_TIME, "updated"),
+    _packed(33, "nbytes, 33"),
     _packed(None, "staged, nil"),
+    _packed(None, "checkpoint, nil"),
+    _packed(None, "checkpointed, nil"),
+]
+_JOURNAL_PARTS: list[Part] = [
+    _array(2, "edits"),
+    _array(2, "edit"),
+    _text("t/c/0", "key"),
+    _binary(36),
+    (_reference(CHUNKS[0]), "reference to chunk 0"),
+    _array(2, "edit"),
+    _text("t/c/1", "key"),
+    _packed(None, "value, nil: deleted"),
 ]
 _LEASE_KEY_PARTS: list[Part] = [(_ID, "id of the session"), (struct.pack(">I", 0), "number 0")]
 _BATCH_KEY_PARTS: list[Part] = [(_ID, "id of the session"), (struct.pack(">I", 1), "number 1")]
@@ -418,6 +460,7 @@ def examples() -> dict[str, str]:
             f"{_record(_LEASE_PARTS, encode_lease(_LEASE))}"
         ),
         "batch": (f"{_record(_BATCH_KEY_PARTS, session_key(_ID, 1))}\n\n{_dump(_BATCH_PARTS)}"),
+        "journal": _record(_JOURNAL_PARTS, encode_journal(_JOURNAL)),
     }
 
 

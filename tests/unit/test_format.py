@@ -21,9 +21,12 @@ from vzarr.format import (
     DIGEST_BYTES,
     DOCUMENTS,
     EMPTY_ENTRY,
+    FORK,
     FORMAT_VERSION,
     MAX_CHUNK_BYTES,
     MAX_NDIM,
+    MERGED_FORK,
+    SESSION,
     Blob,
     CommitRecord,
     Digest,
@@ -43,6 +46,7 @@ from vzarr.format import (
     decode_coordinates,
     decode_entry,
     decode_format,
+    decode_journal,
     decode_lease,
     decode_reflog,
     decode_repository,
@@ -52,6 +56,7 @@ from vzarr.format import (
     encode_coordinates,
     encode_entry,
     encode_format,
+    encode_journal,
     encode_lease,
     encode_reflog,
     encode_repository,
@@ -149,6 +154,29 @@ def _decode_node(data: bytes) -> tuple[int, dict[bytes, bytes]]:
     return node.level, dict(zip(node.keys, node.values, strict=True))
 
 
+@st.composite
+def leases(draw: st.DrawFn) -> LeaseRecord:
+    kind = draw(st.sampled_from([SESSION, FORK, MERGED_FORK]))
+    saved = draw(st.booleans())
+    return LeaseRecord(
+        kind=kind,
+        token=draw(naturals),
+        pid=draw(naturals),
+        process_started=draw(naturals),
+        host=draw(texts),
+        command=draw(texts),
+        parent=None if kind == SESSION else draw(st.binary(min_size=16, max_size=16)),
+        branch=draw(texts),
+        base=draw(digests),
+        created=draw(times),
+        updated=draw(times),
+        nbytes=draw(naturals),
+        staged=draw(st.none() | digests),
+        checkpoint=draw(digests) if saved else None,
+        checkpointed=draw(times) if saved else None,
+    )
+
+
 CODECS = {
     "format": Codec(st.just(FormatRecord()), encode_format, _decode_this_format),
     "repository": Codec(
@@ -177,13 +205,8 @@ CODECS = {
         encode_reflog,
         decode_reflog,
     ),
-    "lease": Codec(
-        st.builds(
-            LeaseRecord, naturals, naturals, texts, texts, digests, times, st.none() | digests
-        ),
-        encode_lease,
-        decode_lease,
-    ),
+    "lease": Codec(leases(), encode_lease, decode_lease),
+    "journal": Codec(st.lists(st.tuples(texts, st.none() | blobs)), encode_journal, decode_journal),
     "blob": Codec(blobs, encode_blob, decode_blob),
     "entry": Codec(entries, encode_entry, decode_entry),
     "node": Codec(columns, _encode_node, _decode_node),
@@ -288,7 +311,8 @@ def test_hostile_bytes_are_damaged(name: str, data: bytes) -> None:
 
 ZERO = Digest(bytes(DIGEST_BYTES))
 COMMIT = CommitRecord((), ZERO, "", 0, "", {})
-LEASE = LeaseRecord(1, 2, "", "main", ZERO, 0, None)
+LEASE = LeaseRecord(SESSION, 9, 1, 2, "", "ls", None, "main", ZERO, 0, 1, 3, None, None, None)
+FIELDS = [SESSION, 9, 1, 2, "", "ls", None, "main", ZERO, 0, 1, 3, None, None, None]
 ENTRY = Entry({"zarr.json": Blob(ZERO, 2)}, Layout(0, 1))
 
 MALFORMED = {
@@ -311,7 +335,16 @@ MALFORMED = {
     "a version older than its readers": (decode_format, ["vzarr", 1, 2]),
     "version 1 with more fields": (decode_format, ["vzarr", 1, 1, "more"]),
     "another program's magic": (decode_format, ["vzarrs", 1, 1]),
-    "a negative pid": (decode_lease, [-1, 2, "", "main", ZERO, 0, None]),
+    "a negative pid": (decode_lease, [*FIELDS[:2], -1, *FIELDS[3:]]),
+    "an unknown kind of lease": (decode_lease, [3, *FIELDS[1:6], b"x" * 16, *FIELDS[7:]]),
+    "a session with a parent": (decode_lease, [*FIELDS[:6], b"x" * 16, *FIELDS[7:]]),
+    "a fork without a parent": (decode_lease, [FORK, *FIELDS[1:]]),
+    "a fork of a short id": (decode_lease, [FORK, *FIELDS[1:6], b"x", *FIELDS[7:]]),
+    "a checkpoint of no time": (decode_lease, [*FIELDS[:13], ZERO, None]),
+    "a checkpoint of nothing": (decode_lease, [*FIELDS[:13], None, 0]),
+    "a journal without values": (decode_journal, [["key"]]),
+    "a journal of short references": (decode_journal, [["key", bytes(35)]]),
+    "a journal of numbers": (decode_journal, [[1, bytes(36)]]),
     "codes out of order": (decode_entry, [[1, bytes(36), 0, bytes(36)], None, None, None, None]),
     "a code twice": (decode_entry, [[0, bytes(36), 0, bytes(36)], None, None, None, None]),
     "an unknown code": (decode_entry, [[5, bytes(36)], None, None, None, None]),
@@ -570,7 +603,12 @@ def test_literal_records() -> None:
     assert encode_reflog(ReflogRecord(None, ZERO, "A", 1, "o")).hex() == (
         f"95c0c420{'00' * 32}a14101a16f"
     )
-    assert encode_lease(LEASE).hex() == f"970102a0a46d61696ec420{'00' * 32}00c0"
+    assert encode_lease(LEASE).hex() == (
+        f"9f00090102a0a26c73c0a46d61696ec420{'00' * 32}000103c0c0c0"
+    )
+    assert encode_journal([("k", None), ("l", Blob(ZERO, 258))]).hex() == (
+        f"9292a16bc092a16cc424{'00' * 32}02010000"
+    )
     assert encode_blob(Blob(ZERO, 258)).hex() == f"{'00' * 32}02010000"
     assert encode_coordinates([1, 258]).hex() == "0000000100000102"
     assert reflog_key("main", 258).hex() == "6d61696e000000000000000102"
