@@ -200,7 +200,7 @@ class Tree:
         left, right = _Cursor(self._nodes, a, start), _Cursor(self._nodes, b, start)
         while left.level >= 0 or right.level >= 0:
             # Equal entries need no look, and if they refer to nodes, neither does all below them.
-            if left.level == right.level and (equal := left.equal(right)):
+            if equal := left.equal(right):
                 left.advance(equal)
                 right.advance(equal)
                 continue
@@ -247,21 +247,16 @@ class Tree:
         """Merge what two trees changed since their common base.
 
         Where both changed a key, to different values, ``on_conflict(key, base, ours, theirs)``
-        returns the value to take; None stands for absence. It is called in order of the keys,
-        before anything is saved. O(changes on the side that has fewer · depth).
+        returns the value to take; None stands for absence. It is called in order of the keys. Of
+        what only one side changed, whole nodes are taken unseen. O(changes on the side that has
+        fewer · depth).
         """
-        # Whichever side has fewer changes, they are brought over to the other.
-        changes, ours_is_less = _shorter(self.diff(base, ours), self.diff(base, theirs))
-        onto = theirs if ours_is_less else ours
-        edits: list[Edit] = []
-        for key, before, after in changes:
-            present = self.get(onto, key)
-            if present == before:
-                edits.append((key, after))
-            elif present != after:
-                sides = (after, present) if ours_is_less else (present, after)
-                edits.append((key, on_conflict(key, before, *sides)))
-        return self.apply(onto, edits)
+        if ours == theirs or theirs == base:
+            return ours
+        if ours == base:
+            return theirs
+        rewrite = _Rewrite(self._nodes, self._measure)
+        return _Merge(self._nodes, (base, ours, theirs), rewrite, on_conflict).run()
 
     def walk(self, root: TreeRef | None) -> Iterator[tuple[bytes, Node]]:
         """Iterate over (digest, node) of all nodes, in order, parents first. Lazy. O(nodes)."""
@@ -343,10 +338,16 @@ class _Cursor:
 
     def equal(self, other: _Cursor) -> int:
         """Count how many entries are equal from here on, to the end of either node."""
-        if self.value != other.value:
+        if self.level != other.level or self.level < 0 or self.value != other.value:
             return 0
-        shorter = min(len(self.node.keys) - self.index, len(other.node.keys) - other.index)
-        return next(compress(range(shorter), map(ne, self.rest(), other.rest())), shorter)
+        keys, values = self.node.keys[self.index :], self.node.values[self.index :]
+        other_keys, other_values = other.node.keys[other.index :], other.node.values[other.index :]
+        shorter = min(len(values), len(other_values))
+        # Values first: they are what differs, and keys hardly ever.
+        equal = next(compress(range(shorter), map(ne, values, other_values)), shorter)
+        if keys[:equal] == other_keys[:equal]:
+            return equal
+        return next(compress(range(shorter), map(ne, keys, other_keys)))
 
     def descend(self) -> None:
         """Go to the first entry of the node that this entry refers to."""
@@ -366,6 +367,10 @@ class _Cursor:
         self.node, self.index = node, bisect_left(node.keys, self._start)
         self._settle()
 
+    def is_last(self) -> bool:
+        """Whether nothing on this level comes after this node."""
+        return all(index == len(node.keys) - 1 for node, index in self._above)
+
     def _settle(self) -> None:
         while self.index == len(self.node.keys):
             if not self._above:
@@ -376,17 +381,107 @@ class _Cursor:
         self.level = self.node.level
 
 
-def _shorter(a: Iterator[Change], b: Iterator[Change]) -> tuple[list[Change], bool]:
-    """Run two iterators side by side until one ends; return its items, and whether it is a."""
-    from_a: list[Change] = []
-    from_b: list[Change] = []
-    for change in a:
-        from_a.append(change)
-        other = next(b, None)
-        if other is None:
-            return from_b, False
-        from_b.append(other)
-    return from_a, True
+@final
+class _Merge:
+    """One walk over a base and two trees made from it; the merged tree flows into a rewrite.
+
+    The three cursors keep in step: each has gone past exactly its keys up to one key, the same for
+    all. So where two of them have equal entries up to some key, all that changed up to there is in
+    the third, and that flows in as far as that key: in whole nodes, unseen, if it has nodes that
+    end there. Where no two are equal, they go deeper; at last they stand at entries of the map.
+    """
+
+    def __init__(
+        self,
+        nodes: NodeStore,
+        roots: tuple[TreeRef | None, TreeRef | None, TreeRef | None],
+        rewrite: _Rewrite,
+        on_conflict: OnConflict,
+    ) -> None:
+        self._rewrite = rewrite
+        self._on_conflict = on_conflict
+        self._cursors = tuple(_Cursor(nodes, root, b"") for root in roots)
+        self._base, self._ours, self._theirs = self._cursors
+        for root, cursor in zip(roots[1:], self._cursors[1:], strict=True):
+            if root is not None:
+                rewrite.visit(cursor.node, _pack_ref(root))
+
+    def run(self) -> TreeRef | None:
+        while any(cursor.level >= 0 for cursor in self._cursors):
+            if not (self._pass_equal() or self._go_deeper()):
+                self._resolve()
+        return self._rewrite.finish()
+
+    def _pass_equal(self) -> bool:
+        """Go past the entries that are equal in two trees; say whether there were any."""
+        base, ours, theirs = self._base, self._ours, self._theirs
+        for one, two, third in ((base, ours, theirs), (base, theirs, ours), (ours, theirs, base)):
+            if equal := one.equal(two):
+                bound = one.node.keys[one.index + equal - 1]
+                two.advance(equal)
+                # What both sides have is taken from ours; what was there before does not matter.
+                self._pass(one, bound)
+                self._pass(third, bound)
+                return True
+        return False
+
+    def _go_deeper(self) -> bool:
+        """Go into the nodes referred to here, those of the highest level first."""
+        inner = [cursor for cursor in self._cursors if cursor.level > 0]
+        if len(inner) == 1:
+            # The other two have nothing before their next keys: what is there is the third's alone.
+            keys = [cursor.key for cursor in self._cursors if cursor.level == 0]
+            self._pass(inner[0], min(keys, default=None), inclusive=False)
+            return True
+        top = max(cursor.level for cursor in self._cursors)
+        for cursor in inner:
+            if cursor.level == top:
+                self._descend(cursor)
+        return bool(inner)
+
+    def _resolve(self) -> None:
+        """Merge what the three have, or lack, at the least of the keys where they stand."""
+        key = min(cursor.key for cursor in self._cursors if cursor.level == 0)
+        here = [cursor.level == 0 and cursor.key == key for cursor in self._cursors]
+        sides = zip(self._cursors, here, strict=True)
+        base, ours, theirs = [cursor.value if there else None for cursor, there in sides]
+        if ours == base:
+            value = theirs
+        elif theirs in (base, ours):
+            value = ours
+        else:
+            value = self._on_conflict(key, base, ours, theirs)
+        if value is not None:
+            self._rewrite.add(key, value)
+        for cursor in compress(self._cursors, here):
+            cursor.advance()
+
+    def _pass(self, cursor: _Cursor, bound: bytes | None, *, inclusive: bool = True) -> None:
+        """Go past the keys up to a bound, or all; those of either side flow in."""
+        up_to = bisect_right if inclusive else bisect_left
+        while cursor.level >= 0:
+            node, start = cursor.node, cursor.index
+            stop = len(node.keys) if bound is None else up_to(node.keys, bound, start)
+            flows = cursor is not self._base
+            if flows and cursor.level > 0 and stop == len(node.keys) and cursor.is_last():
+                # The last nodes of a tree may go on in the merged one.
+                stop -= 1
+            if stop > start:
+                if flows:
+                    self._rewrite.keep(node, start, stop)
+                cursor.advance(stop - start)
+                if inclusive and node.keys[stop - 1] == bound:
+                    return
+            elif cursor.level > 0:
+                self._descend(cursor)
+            else:
+                return
+
+    def _descend(self, cursor: _Cursor) -> None:
+        ref = cursor.value
+        cursor.descend()
+        if cursor is not self._base:
+            self._rewrite.visit(cursor.node, ref)
 
 
 # ── rewriting ────────────────────────────────────────────────────────────────────────────────────
@@ -435,7 +530,7 @@ class _Rewrite:
         else:
             node = self._nodes.load(root.digest)
             self._edit(node, _pack_ref(root), 0, len(edits))
-        return self._finish()
+        return self.finish()
 
     def build(self, items: Iterable[Item]) -> TreeRef | None:
         iterator = iter(items)
@@ -445,11 +540,11 @@ class _Rewrite:
             assert ascend(last + keys), "items out of order"
             self._append(0, keys, [value for _, value in batch], keys)
             last = keys[-1:]
-        return self._finish()
+        return self.finish()
 
     def _edit(self, node: Node, ref: bytes, low: int, high: int) -> None:
         """Let an old node flow in, with the edits low to high in it."""
-        self._run(node.level).visited.append((node, ref))
+        self.visit(node, ref)
         if node.level == 0:
             self._edit_leaf(node, low, high)
             return
@@ -458,11 +553,11 @@ class _Rewrite:
         while low < high:
             # On the right edge of the tree, keys beyond the last child belong into it.
             index = min(bisect_left(keys, self._edit_keys[low], position), last)
-            self._keep(node, position, index)
+            self.keep(node, position, index)
             middle = high if index == last else bisect_right(self._edit_keys, keys[index], low)
             self._edit(_child(self._nodes, node, index), node.values[index], low, middle)
             position, low = index + 1, middle
-        self._keep(node, position, len(keys))
+        self.keep(node, position, len(keys))
 
     def _edit_leaf(self, node: Node, low: int, high: int) -> None:
         # Of the old keys, only the last can end a node; of the new ones, any.
@@ -476,8 +571,20 @@ class _Rewrite:
             values = [value for key in keys if (value := entries[key]) is not None]
         self._append(0, keys, values, candidates)
 
-    def _keep(self, node: Node, start: int, stop: int) -> None:
-        """Let the children start to stop of an old node flow in; they have no edits."""
+    def visit(self, node: Node, ref: bytes) -> None:
+        """Note an old node that is taken apart: if it comes out as it was, it is not saved."""
+        visited = self._run(node.level).visited
+        position = len(visited)
+        # Those of one tree come in order.
+        while position and visited[position - 1][0].keys[-1] > node.keys[-1]:
+            position -= 1
+        visited.insert(position, (node, ref))
+
+    def keep(self, node: Node, start: int, stop: int) -> None:
+        """Let the entries start to stop of an old node flow in, and what is below them.
+
+        The last node of a level may only be among what flows in last.
+        """
         # A run open below takes in child by child, until one has the key that ends it.
         while start < stop and not self._settle(node.level):
             self._edit(_child(self._nodes, node, start), node.values[start], 0, 0)
@@ -485,6 +592,10 @@ class _Rewrite:
         if start < stop:
             candidates = node.keys[-1:] if stop == len(node.keys) else []
             self._append(node.level, node.keys[start:stop], node.values[start:stop], candidates)
+
+    def add(self, key: bytes, value: bytes) -> None:
+        """Let an entry of the map flow in."""
+        self._append(0, [key], [value], [key])
 
     def _settle(self, level: int) -> bool:
         """Close what is complete below a level; say whether nothing is left open there."""
@@ -530,26 +641,28 @@ class _Rewrite:
 
     def _save(self, level: int, run: _Run) -> bytes:
         """Save the node of a run, unless it is an old one; return a reference to it."""
-        old: Node | None = None
+        old: tuple[Node, bytes] | None = None
         while run.visited and run.visited[0][0].keys[-1] <= run.keys[-1]:
-            old, old_ref = run.visited.popleft()
-        if old is None or old.keys != run.keys:
+            node, ref = run.visited.popleft()
+            if node.keys == run.keys:
+                if node.values == run.values:
+                    return ref
+                old = node, ref
+        if level or old is None:
             count, nbytes = _sums(level, run.values, self._measure)
-        elif old.values == run.values:
-            return old_ref
         else:
             # To measure an entry may take long: where the keys are the same, measure what differs.
-            _, count, nbytes = REFERENCE.unpack(old_ref)
-            for before, after in zip(old.values, run.values, strict=True):
-                if before is not after:
-                    less, more = (_sums(level, [value], self._measure) for value in (before, after))
+            _, count, nbytes = REFERENCE.unpack(old[1])
+            for before, after in zip(old[0].values, run.values, strict=True):
+                if before != after:
+                    less, more = self._measure(before), self._measure(after)
                     count, nbytes = count - less[0] + more[0], nbytes - less[1] + more[1]
         if not (0 <= count < 2**64 and 0 <= nbytes < 2**64):
             raise CorruptError("a tree is damaged: its sums are beyond 64 bits")
         digest = self._nodes.save(encode_node(level, run.keys, run.values))
         return REFERENCE.pack(digest, count, nbytes)
 
-    def _finish(self) -> TreeRef | None:
+    def finish(self) -> TreeRef | None:
         """Close the runs from the bottom up; the highest one makes the root."""
         for level, run in enumerate(self._runs):  # closing a run may add one at the end
             if not run.keys:

@@ -1,14 +1,15 @@
-"""Three-way merge of JSON documents, key by key: what merges is merged, the order is kept."""
+"""Three-way merge of JSON documents, key by key: what merges is merged, the order is the base's."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _MISSING = object()
 _INDENT = re.compile(r"\{\n( +)\"")
+_ZARRS_INDENT = 2
 
 
 class _Overlap(Exception):  # noqa: N818 - control flow, never leaves the module
@@ -20,36 +21,70 @@ def merge_documents(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
 
     Objects merge per key at any depth, and ``shape`` per axis; every other value is taken whole.
     Gives None where both sides changed one value to different ones, or where one of the three is no
-    JSON object. The result keeps our order and indentation; what only they added comes last. O(n).
+    JSON object. Which side is called ours makes no difference: keys come in the base's order, then
+    those that one side added in its order, or sorted if both added some; the indentation is the
+    base's, or the new one of a side. O(n log n).
     """
-    documents = [_parse(data) for data in (base, ours, theirs)]
+    sides = (base, ours, theirs)
+    documents = [_parse(data) for data in sides]
     if not all(isinstance(document, dict) for document in documents):
         return None
     try:
         merged = _merge_mappings(*documents)
-    except _Overlap:
+        return json.dumps(merged, indent=_merge_indents(*map(_indent, sides))).encode()
+    except (_Overlap, RecursionError):
         return None
-    indent = _INDENT.match(ours.decode())
-    return json.dumps(merged, indent=len(indent[1]) if indent else None).encode()
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """Encode a JSON object as zarr does. Raises what ``json.dumps`` raises. O(n)."""
+    return json.dumps(dict(document), indent=_ZARRS_INDENT).encode()
+
+
+def is_document(data: bytes) -> bool:
+    """Whether bytes are a JSON object. O(n)."""
+    return isinstance(_parse(data), dict)
 
 
 def _parse(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data.decode())
     except (ValueError, RecursionError):
         return None
+
+
+def _indent(data: bytes) -> int | None:
+    found = _INDENT.match(data.decode())
+    return len(found[1]) if found else None
+
+
+def _merge_indents(base: int | None, ours: int | None, theirs: int | None) -> int | None:
+    if ours == theirs:
+        return ours
+    if base in (ours, theirs):
+        return theirs if ours == base else ours
+    return base
 
 
 def _merge_mappings(
     base: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> dict[str, Any]:
     merged = {}
-    for key in {**ours, **theirs}:
+    for key in _order(base, ours, theirs):
         sides = (base.get(key, _MISSING), ours.get(key, _MISSING), theirs.get(key, _MISSING))
         value = _merge_shapes(*sides) if key == "shape" else _merge_values(*sides)
         if value is not _MISSING:
             merged[key] = value
     return merged
+
+
+def _order(
+    base: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> list[str]:
+    our_new, their_new = ([key for key in side if key not in base] for side in (ours, theirs))
+    if our_new and their_new and our_new != their_new:
+        return [*base, *sorted({*our_new, *their_new})]
+    return [*base, *(our_new or their_new)]
 
 
 def _merge_values(base: Any, ours: Any, theirs: Any) -> Any:
@@ -75,3 +110,27 @@ def _same(one: Any, two: Any) -> bool:
     return one is two or (
         type(one) is type(two) and one is not _MISSING and json.dumps(one) == json.dumps(two)
     )
+
+
+def agreed_keys(base: bytes, ours: bytes, theirs: bytes) -> list[str]:
+    """List the keys that both sides changed, or added, alike, at any depth; as paths.
+
+    Lengths of axes do not count. Nothing is listed where one of the three is no JSON object. O(n).
+    """
+    documents = [_parse(data) for data in (base, ours, theirs)]
+    if not all(isinstance(document, dict) for document in documents):
+        return []
+    return list(_agreed("", *documents))
+
+
+def _agreed(
+    path: str, base: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Iterator[str]:
+    for key in {**base, **ours, **theirs}:
+        old, our, their = (side.get(key, _MISSING) for side in (base, ours, theirs))
+        if _same(old, our) or _same(old, their) or (key == "shape" and not path):
+            continue
+        if isinstance(our, dict) and isinstance(their, dict):
+            yield from _agreed(f"{path}{key}/", old if isinstance(old, dict) else {}, our, their)
+        elif our is not _MISSING and _same(our, their):
+            yield f"{path}{key}"

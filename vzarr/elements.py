@@ -6,7 +6,8 @@ that zarr can read merges, and a huge grid costs no more than a small one.
 
 zarr is imported at the first use. Its synchronous interface would wait for the event loop of zarr's
 own thread, and a store that commits by itself merges on just that thread; so the work runs in a
-thread with a loop of its own, and can be asked for anywhere.
+thread with a loop of its own, and can be asked for anywhere. To begin and end these takes longer
+than to decode a small chunk, which is why they can be kept for many.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Coroutine, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final
 
 import numpy as np
@@ -38,6 +42,10 @@ class UndecodableError(Exception):
     """A chunk that cannot be taken apart, and why; its users fall back to the chunk as a whole."""
 
 
+class UnfitError(Exception):
+    """Values that are none of the array's, and why."""
+
+
 class Side(NamedTuple):
     """A chunk as one snapshot has it."""
 
@@ -55,6 +63,18 @@ class Sides(NamedTuple):
     theirs: Side
 
 
+class Patch(NamedTuple):
+    """Values for a part of a chunk, whoever changed it."""
+
+    region: Region
+    """In array coordinates."""
+    values: Values
+
+
+Preference = Literal["base", "ours", "theirs"] | Patch | None
+"""Who decides the elements that both sides changed to different values."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Merged:
@@ -69,44 +89,79 @@ class Merged:
 
 @final
 class Elements:
-    """The elements of one array's chunks. Thread-safe: every call has a store of its own."""
+    """The elements of one array's chunks. Thread-safe.
 
-    def __init__(self, documents: Mapping[str, bytes], array: ArrayMetadata) -> None:
-        """Take the merged array's documents, by name, and what vzarr reads in them."""
+    As a context manager it keeps its thread from one chunk to the next.
+    """
+
+    def __init__(
+        self, documents: Mapping[str, bytes], array: ArrayMetadata, *, may_agree: bool = True
+    ) -> None:
+        """Take the merged array's documents, by name, and what vzarr reads in them.
+
+        Unless sides may agree, an element that both changed to the same value conflicts too.
+        """
         self._documents = documents
         self._array = array
+        self._may_agree = may_agree
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> Elements:
+        self._worker = _Worker()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
     def merge(
-        self, coordinates: tuple[int, ...], sides: Sides, prefer: Literal["ours", "theirs"] | None
+        self, coordinates: tuple[int, ...], sides: Sides, prefer: Preference = None
     ) -> Merged:
         """Put together what both sides changed in one chunk.
 
         An element that one side changed is that side's. One that both changed to different values
         is in the overlap, and has the value of the side to prefer; without one, the chunk of a
-        result with an overlap is ours as it was. 0.0 and -0.0, and all NaN, are one value: to
-        change one into another is kept, but conflicts with nothing.
+        result with an overlap is ours as it was. Unless sides may agree, one that both changed to
+        the same value is in it too. All that lies in a patch has its values. 0.0 and -0.0, and all
+        NaN, are one value: to change one into another is kept, but conflicts with nothing. Which
+        side is called ours makes no other difference.
 
-        Raises ``UndecodableError``. Cost: a thread, three times decoding the chunk, and where
-        neither side's own bytes are the result, encoding it once and decoding it for verification.
+        Raises ``UndecodableError``, and ``UnfitError`` where the patch does not broadcast to its
+        region, or the dtype does not hold its values. Cost: three times decoding the chunk, and
+        where neither side's own bytes are the result, encoding it once and decoding it for
+        verification; a thread, unless it is kept.
         """
-        return _run(lambda: self._merge(self._place(coordinates), sides, prefer))
+        place = self._place(coordinates)
+        return self._run(lambda worker: self._merge(worker, place, sides, prefer))
 
     def decode(
         self, coordinates: tuple[int, ...], sides: Sides, region: Region
     ) -> tuple[Values, Values, Values]:
         """Give base's, ours' and theirs' values in a region of one chunk, as ``merge`` sees them.
 
-        Raises ``UndecodableError``. Cost: a thread, and three times decoding the chunk.
+        Raises ``UndecodableError``. Cost: three times decoding the chunk; a thread, unless it is
+        kept.
         """
         place = self._place(coordinates)
-        parts = zip(region, place.region, strict=True)
-        # With the ellipsis, an array of no dimension does not become a scalar.
-        inner: tuple[Any, ...] = (
-            *(slice(p.start - whole.start, p.stop - whole.start) for p, whole in parts),
-            ...,
-        )
-        base, ours, theirs = _run(lambda: _Chunk(self._documents, place).read_sides(sides))
+        inner = place.inner(region)
+
+        async def work(worker: _Worker) -> tuple[Values, Values, Values]:
+            chunk = worker.chunk(self._documents, place)
+            stored = [await chunk.read(side.chunk) for side in sides]
+            return await chunk.meant(place, sides, stored)
+
+        base, ours, theirs = self._run(work)
         return base[inner], ours[inner], theirs[inner]
+
+    def _run(self, work: Callable[[_Worker], Coroutine[Any, Any, _T]]) -> _T:
+        with self._lock:
+            if self._worker is not None:
+                return self._worker.run(work)
+        with closing(_Worker()) as worker:
+            return worker.run(work)
 
     def _place(self, coordinates: tuple[int, ...]) -> _Place:
         region = self._array.region(coordinates)
@@ -119,23 +174,26 @@ class Elements:
         return _Place(lengths, region)
 
     async def _merge(
-        self, place: _Place, sides: Sides, prefer: Literal["ours", "theirs"] | None
+        self, worker: _Worker, place: _Place, sides: Sides, prefer: Preference
     ) -> Merged:
-        chunk = _Chunk(self._documents, place)
-        base, ours, theirs = await chunk.read_sides(sides)
-        values, overlapping = _merge_values(base, ours, theirs, prefer)
+        chunk = worker.chunk(self._documents, place)
+        stored = [await chunk.read(side.chunk) for side in sides]
+        values, overlapping = _merge_values(
+            *await chunk.meant(place, sides, stored), prefer, may_agree=self._may_agree
+        )
+        if isinstance(prefer, Patch):
+            inner = place.inner(prefer.region)
+            values[inner] = _fitting(prefer.values, values[inner])
         overlap = _bounds(overlapping, place.region) if overlapping.any() else None
         if overlap is not None and prefer is None:
             return Merged(sides.ours.chunk, overlap)
         # Bytes that are there already cost no room, and come back as they were.
-        present = [
-            side.chunk
-            for side, there in ((sides.ours, ours), (sides.theirs, theirs))
-            if _identical(there, values).all()
-        ]
-        if present:
-            return Merged(None if None in present else present[0], overlap)
-        return Merged(await chunk.encode(values), overlap)
+        same = [bool(_identical(there, values).all()) for there in stored]
+        present = [*compress(sides[1:], same[1:])] or [*compress(sides[:1], same[:1])]
+        if not present:
+            return Merged(await chunk.encode(values), overlap)
+        # Of two spellings the lesser, whichever side it is on, and least of all to store none.
+        return Merged(min((side.chunk for side in present), key=lambda it: it or b""), overlap)
 
 
 class _Place(NamedTuple):
@@ -148,6 +206,33 @@ class _Place(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return tuple(part.stop - part.start for part in self.region)
 
+    def inner(self, region: Region) -> tuple[Any, ...]:
+        """Turn a part of the array into one of the values of this chunk."""
+        parts = zip(region, self.region, strict=True)
+        # With the ellipsis, an array of no dimension does not become a scalar.
+        return (*(slice(p.start - whole.start, p.stop - whole.start) for p, whole in parts), ...)
+
+    def is_within(self, shape: tuple[int, ...] | None) -> bool:
+        """Whether all of it lies in the array of a side."""
+        if shape is None:
+            return False
+        return all(part.stop <= length for part, length in zip(self.region, shape, strict=True))
+
+    def clip(self, values: Values, shape: tuple[int, ...] | None, outside: Values) -> Values:
+        """Replace what does not lie in the array of a side."""
+        if shape is None:
+            return outside
+        if self.is_within(shape):
+            return values
+        axes = zip(self.region, shape, strict=True)
+        inner: tuple[Any, ...] = (
+            *(slice(0, max(0, length - part.start)) for part, length in axes),
+            ...,
+        )
+        result = outside.copy()
+        result[inner] = values[inner]
+        return result
+
 
 @final
 class _Chunk:
@@ -158,7 +243,6 @@ class _Chunk:
         from zarr.buffer.cpu import buffer_prototype
         from zarr.storage import MemoryStore, StorePath
 
-        self._place = place
         self._prototype = buffer_prototype
         self._store: MemoryStore = MemoryStore()
         self._array: AsyncArray[Any] = AsyncArray(
@@ -175,32 +259,19 @@ class _Chunk:
         values = await self._array.getitem(..., prototype=self._prototype)
         return np.asarray(values, dtype=self._array.dtype, order="C")
 
-    async def read_sides(self, sides: Sides) -> tuple[Values, Values, Values]:
-        """Decode base, ours and theirs.
+    async def meant(
+        self, place: _Place, sides: Sides, stored: Sequence[Values]
+    ) -> tuple[Values, Values, Values]:
+        """Tell what base, ours and theirs mean by what they store.
 
         Outside of the base's shape there was nothing but the fill value, whatever the chunk holds
         there; outside of a side's shape, that side changed nothing.
         """
-        fill = await self.read(None)
-        base = self._within(sides.base, await self.read(sides.base.chunk), fill)
-        ours = self._within(sides.ours, await self.read(sides.ours.chunk), base)
-        theirs = self._within(sides.theirs, await self.read(sides.theirs.chunk), base)
-        return base, ours, theirs
-
-    def _within(self, side: Side, values: Values, outside: Values) -> Values:
-        """Replace what lies outside of a side's shape."""
-        if side.shape is None:
-            return outside
-        axes = zip(side.shape, self._place.region, strict=True)
-        inner: tuple[Any, ...] = (
-            *(slice(0, max(0, length - part.start)) for length, part in axes),
-            ...,
-        )
-        if values[inner].shape == values.shape:
-            return values
-        result = outside.copy()
-        result[inner] = values[inner]
-        return result
+        base, ours, theirs = stored
+        if not place.is_within(sides.base.shape):
+            base = place.clip(base, sides.base.shape, await self.read(None))
+        ours = place.clip(ours, sides.ours.shape, base)
+        return base, ours, place.clip(theirs, sides.theirs.shape, base)
 
     async def encode(self, values: Values) -> bytes | None:
         """Encode a chunk's part within the array's shape; None if it is all fill value."""
@@ -227,12 +298,20 @@ def _document(documents: Mapping[str, bytes], place: _Place) -> Any:
     return document | {"shape": list(place.shape), "chunks": list(place.lengths)}
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    """Run a coroutine to its end, whether or not this thread runs an event loop."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="vzarr-elements") as worker:
+@final
+class _Worker:
+    """A thread with an event loop, and the last chunk that it worked on."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vzarr-elements")
+        self._runner = asyncio.Runner()
+        self._last: tuple[object, _Chunk] | None = None
+
+    def run(self, work: Callable[[_Worker], Coroutine[Any, Any, _T]]) -> _T:
+        """Run a coroutine to its end, whether or not the calling thread runs an event loop."""
         try:
-            return worker.submit(lambda: asyncio.run(work())).result()
-        except UndecodableError:
+            return self._pool.submit(lambda: self._runner.run(work(self))).result()
+        except (UndecodableError, UnfitError):
             raise
         except Exception as error:
             # Codecs of all origins raise what they like.
@@ -240,23 +319,67 @@ def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
             why = f"{type(error).__name__}: {first}" if first else type(error).__name__
             raise UndecodableError(f"zarr cannot decode and encode it: {why}") from error
 
+    def chunk(self, documents: Mapping[str, bytes], place: _Place) -> _Chunk:
+        """Make a place for one chunk, or take the last one where that is just as large."""
+        kind = (place.lengths, place.shape)
+        if self._last is None or self._last[0] != kind:
+            self._last = (kind, _Chunk(documents, place))
+        return self._last[1]
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.submit(self._runner.close).result()
+        self._pool.shutdown()
+
 
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _merge_values(
-    base: Values, ours: Values, theirs: Values, prefer: Literal["ours", "theirs"] | None
+    base: Values, ours: Values, theirs: Values, prefer: Preference, *, may_agree: bool
 ) -> tuple[Values, Mask]:
     """Merge arrays of one shape; give the result, and where both changed to different values."""
-    we_kept, they_kept = _equal(ours, base), _equal(theirs, base)
-    overlapping = ~(we_kept | they_kept | _equal(ours, theirs))
+    we_kept, they_kept, agree = _equal(ours, base), _equal(theirs, base), _equal(ours, theirs)
+    overlapping = ~(we_kept | they_kept)
+    if may_agree:
+        overlapping &= ~agree
     # Where nobody has another value, whoever has other bits, as -0.0 for 0.0, meant them.
     take_theirs = we_kept & (~they_kept | _identical(ours, base))
     if prefer == "theirs":
         take_theirs |= overlapping
+    respelled = agree & ~_identical(ours, theirs)
+    if respelled.any():
+        # Both have new bits, for one value: take the lesser, whichever side they are on.
+        respelled &= ~(_identical(ours, base) | _identical(theirs, base))
+        take_theirs[respelled] = (_bits(theirs) < _bits(ours))[respelled]
     merged = ours.copy()
     merged[take_theirs] = theirs[take_theirs]
+    if prefer == "base":
+        merged[overlapping] = base[overlapping]
     return merged, overlapping
+
+
+def _fitting(values: Values, place: Values) -> Values:
+    """Cast values to the dtype of a place, and broadcast them to its shape, losing none."""
+    dtype = place.dtype
+    given = f"values of dtype {values.dtype} and shape {values.shape}"
+    if dtype.kind == "V" and dtype.names is None:
+        suits = values.dtype == dtype
+    elif dtype.kind in "iu" and values.dtype.kind in "iu":
+        suits = True
+    else:
+        suits = np.can_cast(values.dtype, dtype, "same_kind")
+    if not suits:
+        raise UnfitError(f"the array's dtype is {dtype}, and these are {given}")
+    try:
+        with np.errstate(over="raise"):
+            cast = values.astype(dtype)
+        # Integers would wrap around, and text be cut off.
+        if dtype.kind in "iuSU" and not (cast == values).all():
+            raise UnfitError(f"not all of the {given} fit into the array's {dtype}")
+        return np.broadcast_to(cast, place.shape)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UnfitError(f"the array's dtype is {dtype}, and these are {given}: {error}") from error
 
 
 def _bounds(mask: Mask, region: Region) -> Region:
@@ -297,6 +420,11 @@ def _identical(one: Values, two: Values) -> Mask:
     word = f"u{math.gcd(one.dtype.itemsize, 8)}"
     words = [np.ascontiguousarray(side.reshape(-1)).view(word) for side in (one, two)]
     return np.asarray((words[0] == words[1]).reshape(*one.shape, -1).all(axis=-1))
+
+
+def _bits(values: Values) -> Values:
+    """View fixed-width elements as strings of bytes, which can be ordered."""
+    return values.reshape(-1).view(f"S{values.dtype.itemsize}").reshape(values.shape)
 
 
 def _by_field(compare: Callable[[Values, Values], Mask], one: Values, two: Values) -> Mask:

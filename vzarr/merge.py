@@ -9,19 +9,21 @@ one side in an array whose dtype, codecs or chunking the other side changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, final
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, final
 
 from vzarr.btree import Tree
 from vzarr.documents import merge_documents
-from vzarr.errors import CorruptError, FormatError, InvalidInputError
+from vzarr.errors import CorruptError, InvalidInputError
 from vzarr.format import (
     EMPTY_ENTRY,
     Blob,
     Entry,
     TreeRef,
     blob_measure,
+    chunk_digest,
     decode_blob,
     decode_coordinates,
     decode_entry,
@@ -31,156 +33,74 @@ from vzarr.format import (
     entry_measure,
 )
 from vzarr.hierarchy import join
-from vzarr.metadata import ArrayMetadata, NodeMetadata, Region, layout_of, node_metadata
+from vzarr.metadata import ArrayMetadata, NodeMetadata, Region, node_metadata
 from vzarr.objects import Store
+from vzarr.resizes import racing_resizes
+from vzarr.resolution import (
+    STRATEGIES,
+    Blobs,
+    Conflict,
+    Resolution,
+    Resolver,
+    Strategy,
+    check_strategy,
+    format_region,
+    is_side,
+    list_conflicts,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vzarr.elements import Elements, Sides
+    from vzarr.elements import Elements, Merged, Preference, Sides
 
-SideName = Literal["base", "ours", "theirs"]
-_SIDES: tuple[SideName, ...] = ("base", "ours", "theirs")
-Strategy = Literal["fail", "ours", "theirs"]
-STRATEGIES = ("fail", "ours", "theirs")
-Blobs = tuple[Blob | None, Blob | None, Blob | None]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """One thing that both sides changed since their base."""
-
-    path: str
-    """The array or group; the key for a plain file."""
-    kind: Literal["chunk", "document", "file", "node"]
-    """``node``: deleted on one side and changed on the other, or an array that was made anew."""
-    document: str | None = None
-    """Which document: ``zarr.json``, ``.zattrs`` …"""
-    coordinates: tuple[int, ...] | None = None
-    """Which chunk."""
-    region: Region | None = None
-    """The smallest box around the elements that both sides changed to different values; where the
-    chunk could not be merged by element, the part of the array which it covers."""
-    reason: str | None = None
-    """Why the chunk could not be merged by element; None if it was, or for what is no chunk."""
-    _blobs: Blobs = field(default=(None, None, None), repr=False)
-    _read: Callable[[Blob], bytes] | None = field(default=None, repr=False, compare=False)
-    _decode: Callable[[Region], Sequence[NDArray[Any]]] | None = field(
-        default=None, repr=False, compare=False
-    )
-
-    def decode(self, side: SideName) -> NDArray[Any]:
-        """Give the values of ``region``, of the chunk of one side: "base", "ours" or "theirs".
-
-        A missing chunk is full of the fill value. Raises ``InvalidInputError`` for a conflict that
-        is about no chunk, ``FormatError`` where zarr cannot decode it, and ``CorruptError``. Like
-        the bytes of ours, those values are there for as long as the session keeps its edits. Cost:
-        decodes the chunk of each side.
-        """
-        from vzarr.elements import UndecodableError
-
-        if side not in _SIDES:
-            raise InvalidInputError(f"a side is one of {', '.join(_SIDES)}, not {side!r}")
-        if self.kind != "chunk":
-            raise InvalidInputError(
-                f"only a chunk has values, and this is a conflict of a {self.kind}"
-            )
-        if self._decode is None or self.region is None:
-            raise FormatError(f"{self.path or '/'}: chunk {self.coordinates}: {self.reason}")
-        try:
-            return self._decode(self.region)[_SIDES.index(side)]
-        except UndecodableError as error:
-            raise FormatError(f"{self.path or '/'}: chunk {self.coordinates}: {error}") from error
-
-    @property
-    def base(self) -> bytes | None:
-        """The encoded bytes before both changes; None if there were none. Read when asked for."""
-        return self._side(0)
-
-    @property
-    def ours(self) -> bytes | None:
-        """The encoded bytes of this session or branch; None if deleted. Read when asked for."""
-        return self._side(1)
-
-    @property
-    def theirs(self) -> bytes | None:
-        """The encoded bytes of the other side; None if deleted. Read when asked for."""
-        return self._side(2)
-
-    def _side(self, number: int) -> bytes | None:
-        blob = self._blobs[number]
-        return None if blob is None or self._read is None else self._read(blob)
-
-    def __str__(self) -> str:
-        match self.kind:
-            case "chunk":
-                where = f" {format_region(self.region)}" if self.region is not None else ""
-                what = f"{self.path or '/'}: chunk {self.coordinates}{where} changed on both sides"
-                return what if self.reason is None else f"{what}; {self.reason}"
-            case "document":
-                return f"{self.path or '/'}: {self.document} changed on both sides"
-            case "file":
-                return f"{self.path}: changed on both sides"
-        return f"{self.path or '/'}: deleted or made anew on one side, changed on the other"
-
-
-def format_region(region: Region) -> str:
-    """Spell a region as numpy would: ``[0:90, 10:20]``."""
-    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in region) + "]"
+__all__ = [
+    "STRATEGIES",
+    "Conflict",
+    "Resolution",
+    "Strategy",
+    "check_strategy",
+    "format_region",
+    "list_conflicts",
+    "merge",
+    "racing_resizes",
+]
 
 
 def merge(
-    store: Store, base: Entry, ours: Entry, theirs: Entry, strategy: Strategy = "fail"
+    store: Store,
+    base: Entry,
+    ours: Entry,
+    theirs: Entry,
+    strategy: Strategy = "fail",
+    *,
+    may_agree: bool = True,
 ) -> tuple[Entry, list[Conflict]]:
     """Merge two snapshots' roots that both come from ``base``.
 
     Gives the merged root and the conflicts that ``strategy`` left open; for "ours" and "theirs"
     there are none. They decide what else would be a conflict, no more: of a chunk that both sides
-    changed, the elements that both changed. O(changes · depth); for each chunk that both changed,
-    some three times decoding and one encoding, and 1 to 3 ms.
+    changed, the elements that both changed. A function is asked about each conflict, see
+    ``Strategy``. Which side is called ours makes no difference but to conflicts. Unless sides
+    ``may_agree``, an element that both changed to the same value is a conflict in a chunk that they
+    did not change alike; ``agreements`` finds what they did change alike.
+
+    Raises ``InvalidInputError`` for a resolution that cannot be taken, and what the function
+    raises. O(changes · depth); for each chunk that both changed, some three times decoding and one
+    encoding, and 1 to 3 ms.
     """
-    merging = _Merge(store, strategy)
-    return merging.entry("", base, ours, theirs), merging.conflicts
-
-
-def racing_resizes(store: Store, base: Entry, ours: Entry, theirs: Entry) -> list[Conflict]:
-    """Find arrays of which both sides resized one axis, to the same length.
-
-    Between two sessions that is no agreement: each appended to what it saw, and of two equal rows,
-    or rows of the fill value alone, a merge would keep one. O(changes · depth).
-    """
-    directories = Tree(store, entry_measure)
-    found: list[Conflict] = []
-
-    def visit(path: str, base: Entry, ours: Entry, theirs: Entry) -> None:
-        if base.documents not in (ours.documents, theirs.documents):
-            sides = (base, ours, theirs)
-            nodes = [node_metadata(side.documents, store.read) for side in sides]
-            if _both_resized(*nodes):
-                name = next(iter(ours.documents))
-                blobs = (base.documents.get(name), ours.documents[name], theirs.documents[name])
-                found.append(
-                    Conflict(path, "document", document=name, _blobs=blobs, _read=store.read)
-                )
-        for member, before, after in directories.diff(base.directory, ours.directory):
-            if theirs.directory is None or after is None:
-                continue
-            their = directories.get(theirs.directory, member)
-            if their is not None and their != before:
-                below = join(path, decode_name(member))
-                visit(below, _entry(before), _entry(after), _entry(their))
-
-    visit("", base, ours, theirs)
-    return found
+    resolver = Resolver(strategy, store)
+    merging = _Merge(store, resolver, may_agree=may_agree)
+    return merging.entry("", base, ours, theirs), resolver.open
 
 
 @final
 class _Merge:
-    def __init__(self, store: Store, strategy: Strategy) -> None:
-        self.conflicts: list[Conflict] = []
+    def __init__(self, store: Store, resolver: Resolver, *, may_agree: bool) -> None:
         self._store = store
-        self._strategy = strategy
+        self._resolver = resolver
+        self._may_agree = may_agree
         self._indexes = Tree(store, blob_measure)
         self._directories = Tree(store, entry_measure)
 
@@ -192,29 +112,34 @@ class _Merge:
             return theirs
         nodes = [node_metadata(side.documents, self._store.read) for side in (base, ours, theirs)]
         if ours.layout != theirs.layout or _incompatible(*nodes):
-            self._conflict(Conflict(path, "node"))
-            return theirs if self._strategy == "theirs" else ours
+            return self._resolver.side(Conflict(path, "node"), (base, ours, theirs))
         documents = self._documents(path, base, ours, theirs)
-        merged = replace(
-            ours,
-            documents=documents,
-            layout=layout_of(documents, self._store.read),
-            file=self._blob(base.file, ours.file, theirs.file, Conflict(path, "file")),
-        )
+        if self._meaning(documents) != self._meaning(ours.documents):
+            # As documents of both Zarr formats may, of which each side has others.
+            reason = "the documents of both sides together make another kind of node"
+            return self._resolver.side(Conflict(path, "node", reason=reason), (base, ours, theirs))
+        file = self._blob((base.file, ours.file, theirs.file), Conflict(path, "file"))
+        merged = replace(ours, documents=documents, file=file)
         return replace(
             merged,
             index=self._index(path, merged, base, ours, theirs),
             directory=self._directory(path, base, ours, theirs),
         )
 
-    def _documents(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Mapping[str, Blob]:
+    def _meaning(self, documents: Mapping[str, Blob]) -> object:
+        """Give what the keys and bytes below a node rely on."""
+        node = node_metadata(documents, self._store.read)
+        if node is None:
+            return None
+        return node.kind, None if node.array is None else (node.array.layout, node.array.encoding)
+
+    def _documents(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> dict[str, Blob]:
         merged = {}
         for name in {**base.documents, **ours.documents, **theirs.documents}:
-            sides = [side.documents.get(name) for side in (base, ours, theirs)]
+            sides = (base.documents.get(name), ours.documents.get(name), theirs.documents.get(name))
             blob = self._merge_keys(*sides)
             if blob is None:
-                conflict = Conflict(path, "document", document=name)
-                blob = self._blob(sides[0], sides[1], sides[2], conflict)
+                blob = self._document(path, name, sides, ours)
             if blob is not None:
                 merged[name] = blob
         return merged
@@ -227,31 +152,46 @@ class _Merge:
         data = merge_documents(read(base), read(ours), read(theirs))
         return None if data is None else self._store.write(data)
 
-    def _blob(
-        self, base: Blob | None, ours: Blob | None, theirs: Blob | None, conflict: Conflict
-    ) -> Blob | None:
+    def _document(self, path: str, name: str, blobs: Blobs, ours: Entry) -> Blob | None:
+        conflict = Conflict(path, "document", document=name)
+        blob = self._blob(blobs, conflict)
+        if blob not in blobs[1:]:
+            # A function may put anything here.
+            documents = {**ours.documents, name: blob}
+            known = {name: blob for name, blob in documents.items() if blob is not None}
+            if self._meaning(known) != self._meaning(ours.documents):
+                raise InvalidInputError(
+                    f"{conflict}, and cannot be resolved with what would give the chunks and keys "
+                    "below another meaning: keep the kind of node, and of an array all but its "
+                    "shape, attributes and names of dimensions"
+                )
+        return blob
+
+    def _blob(self, blobs: Blobs, conflict: Conflict) -> Blob | None:
+        base, ours, theirs = blobs
         if ours == theirs or theirs == base:
             return ours
         if ours == base:
             return theirs
-        self._conflict(replace(conflict, _blobs=(base, ours, theirs), _read=self._store.read))
-        return theirs if self._strategy == "theirs" else ours
+        conflict = replace(conflict, _blobs=blobs, _read=self._store.read)
+        return self._resolver.blob(conflict, blobs)
 
     def _index(
         self, path: str, merged: Entry, base: Entry, ours: Entry, theirs: Entry
     ) -> TreeRef | None:
-        chunks = _Chunks(self._store, path, merged, (base, ours, theirs))
+        sides = (base, ours, theirs)
+        chunks = _Chunks(
+            self._store, self._resolver, path, merged, sides, may_agree=self._may_agree
+        )
 
         def resolve(
             key: bytes, old: bytes | None, our: bytes | None, their: bytes | None
         ) -> bytes | None:
-            blobs = (_blob(old), _blob(our), _blob(their))
-            blob, conflict = chunks.merge(decode_coordinates(key), blobs, self._strategy)
-            if conflict is not None:
-                self._conflict(conflict)
+            blob = chunks.merge(decode_coordinates(key), (_blob(old), _blob(our), _blob(their)))
             return None if blob is None else encode_blob(blob)
 
-        return self._indexes.merge(base.index, ours.index, theirs.index, resolve)
+        with closing(chunks):
+            return self._indexes.merge(base.index, ours.index, theirs.index, resolve)
 
     def _directory(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> TreeRef | None:
         def resolve(
@@ -263,35 +203,100 @@ class _Merge:
 
         return self._directories.merge(base.directory, ours.directory, theirs.directory, resolve)
 
-    def _conflict(self, conflict: Conflict) -> None:
-        if self._strategy == "fail":
-            self.conflicts.append(conflict)
-
 
 @final
 class _Chunks:
     """The chunks of one array that both sides changed."""
 
     def __init__(
-        self, store: Store, path: str, merged: Entry, sides: tuple[Entry, Entry, Entry]
+        self,
+        store: Store,
+        resolver: Resolver,
+        path: str,
+        merged: Entry,
+        sides: tuple[Entry, Entry, Entry],
+        *,
+        may_agree: bool,
     ) -> None:
         self._store = store
+        self._resolver = resolver
+        self._may_agree = may_agree
         self._path = path
         self._documents = merged.documents
         self._array = self._metadata(merged)
         self._sides = [self._metadata(side) for side in sides]
         self._elements: Elements | None = None
+        self._open = ExitStack()
 
-    def merge(
-        self, coordinates: tuple[int, ...], blobs: Blobs, strategy: Strategy
-    ) -> tuple[Blob | None, Conflict | None]:
-        """Merge one chunk; give what to put in its place, and what both sides disagree about."""
+    def close(self) -> None:
+        """Let go of the thread that decoded them."""
+        self._open.close()
+
+    def merge(self, coordinates: tuple[int, ...], blobs: Blobs) -> Blob | None:
+        """Merge one chunk; give what to put in its place."""
         from vzarr.elements import UndecodableError
 
+        try:
+            favourite = self._resolver.favourite
+            merged = self._by_element(coordinates, blobs, favourite)
+            if merged.overlap is None or favourite is not None:
+                return self._stored(merged, blobs)
+            conflict = self._overlap(coordinates, blobs, merged.overlap)
+            answer = self._resolver.ask(conflict)
+            if answer is None:
+                return blobs[1]
+            if isinstance(answer, (bytes, bytearray, memoryview)):
+                return self._resolver.stored(conflict, answer, blobs)
+            return self._stored(self._resolved(conflict, answer, blobs), blobs)
+        except UndecodableError as error:
+            # Also where there is an answer for the elements, but no way to encode the result.
+            conflict = self._conflict(coordinates, blobs)
+            return self._resolver.blob(replace(conflict, reason=str(error)), blobs)
+
+    def _by_element(self, coordinates: tuple[int, ...], blobs: Blobs, prefer: Preference) -> Merged:
+        from vzarr.elements import UndecodableError
+
+        elements = self._decoder(blobs)
+        try:
+            sides = self._read(blobs)
+        except CorruptError as error:
+            raise UndecodableError(str(error)) from error
+        return elements.merge(coordinates, sides, prefer)
+
+    def _resolved(self, conflict: Conflict, answer: Any, blobs: Blobs) -> Merged:
+        """Merge a chunk again, with what a function gave for the overlap."""
+        import numpy as np
+
+        from vzarr.elements import Patch, UnfitError
+
+        assert conflict.coordinates is not None
+        assert conflict.region is not None
+        prefer: Preference = answer if is_side(answer) else None
+        if prefer is None:
+            if isinstance(answer, (str, Mapping)):
+                what = "base, ours, theirs, bytes, or values for the region"
+                raise refusal(conflict, answer, f"it is one of {what}")
+            try:
+                prefer = Patch(conflict.region, np.asarray(answer))
+            except (ValueError, TypeError) as error:
+                raise refusal(conflict, answer, f"no array can be made of it: {error}") from error
+        try:
+            return self._by_element(conflict.coordinates, blobs, prefer)
+        except UnfitError as error:
+            raise refusal(conflict, answer, str(error)) from error
+
+    def _stored(self, merged: Merged, blobs: Blobs) -> Blob | None:
+        if merged.chunk is None:
+            return None
+        blob = Blob(chunk_digest(merged.chunk), len(merged.chunk))
+        return blob if blob in blobs else self._store.write(merged.chunk)
+
+    def _conflict(self, coordinates: tuple[int, ...], blobs: Blobs) -> Conflict:
+        """Describe a conflict of the chunk as a whole."""
         # Where they shrank the array, only ours has a place for the chunk.
         arrays = [array for array in (self._array, self._sides[1]) if array is not None]
         regions = [array.region(coordinates) for array in arrays]
-        conflict = Conflict(
+        return Conflict(
             self._path,
             "chunk",
             coordinates=coordinates,
@@ -299,24 +304,20 @@ class _Chunks:
             _blobs=blobs,
             _read=self._store.read,
         )
-        _, ours, theirs = blobs
-        try:
-            elements = self._decoder(blobs)
-            sides = self._read(blobs)
-            merged = elements.merge(coordinates, sides, None if strategy == "fail" else strategy)
-        except (UndecodableError, CorruptError) as error:
-            whole = theirs if strategy == "theirs" else ours
-            return whole, replace(conflict, reason=str(error))
-        if merged.overlap is not None and strategy == "fail":
 
-            def decode(region: Region) -> Sequence[NDArray[Any]]:
-                return elements.decode(coordinates, self._read(blobs), region)
+    def _overlap(self, coordinates: tuple[int, ...], blobs: Blobs, overlap: Region) -> Conflict:
+        """Describe a conflict of the elements in a box."""
+        elements = self._decoder(blobs)
+        decoded: list[NDArray[Any]] = []
 
-            return ours, replace(conflict, region=merged.overlap, _decode=decode)
-        for side, blob in ((sides.ours, ours), (sides.theirs, theirs)):
-            if merged.chunk is side.chunk:
-                return blob, None
-        return None if merged.chunk is None else self._store.write(merged.chunk), None
+        def decode(region: Region) -> Sequence[NDArray[Any]]:
+            if not decoded:
+                sides = elements.decode(coordinates, self._read(blobs), region)
+                # Copied: the rest of the chunk is of no use.
+                decoded.extend(values.copy() for values in sides)
+            return decoded
+
+        return replace(self._conflict(coordinates, blobs), region=overlap, _decode=decode)
 
     def _decoder(self, blobs: Blobs) -> Elements:
         from vzarr.elements import Elements, UndecodableError
@@ -329,7 +330,9 @@ class _Chunks:
         if self._elements is None:
             read = self._store.read
             documents = {name: read(blob) for name, blob in self._documents.items()}
-            self._elements = Elements(documents, self._array)
+            self._elements = self._open.enter_context(
+                Elements(documents, self._array, may_agree=self._may_agree)
+            )
         return self._elements
 
     def _read(self, blobs: Blobs) -> Sides:
@@ -346,20 +349,6 @@ class _Chunks:
     def _metadata(self, entry: Entry) -> ArrayMetadata | None:
         node = node_metadata(entry.documents, self._store.read)
         return node.array if node is not None else None
-
-
-def _both_resized(
-    base: NodeMetadata | None, ours: NodeMetadata | None, theirs: NodeMetadata | None
-) -> bool:
-    """Whether both sides changed the length of one axis of an array."""
-    if base is None or ours is None or theirs is None:
-        return False
-    if base.array is None or ours.array is None or theirs.array is None:
-        return False
-    shapes = (base.array.shape, ours.array.shape, theirs.array.shape)
-    if len({len(shape) for shape in shapes}) != 1:
-        return False
-    return any(old != our == their for old, our, their in zip(*shapes, strict=True))
 
 
 def _blob(value: bytes | None) -> Blob | None:

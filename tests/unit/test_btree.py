@@ -463,6 +463,45 @@ def test_merge_costs_the_smaller_side(
         assert merged == tree.apply(many, [(all_keys[77], b"few")])
 
 
+def test_merge_takes_whole_nodes_of_what_one_side_changed(
+    large: tuple[Nodes, Tree, TreeRef, list[bytes], int],
+) -> None:
+    nodes, tree, root, all_keys, depth = large
+    changed = all_keys[::200], all_keys[100::200]
+    ours, theirs = (tree.apply(root, [(key, b"new") for key in keys]) for keys in changed)
+    levels = [(node.level, set(node.keys)) for _, node in tree.walk(root)]
+    inner = sum(level > 0 for level, _ in levels)
+    both = sum(level == 0 and all(keys & set(side) for side in changed) for level, keys in levels)
+    assert both < 100
+    with nodes.counted():
+        merged = tree.merge(root, ours, theirs, _no_conflict)
+    # Of 400 leaves that changed, those alone that both sides did.
+    assert nodes.loads <= 3 * (inner + both) + 2 * depth
+    assert nodes.saves <= inner + both
+    assert merged == tree.apply(ours, [(key, b"new") for key in changed[1]])
+
+
+@pytest.mark.parametrize("many", ["inserted", "deleted", "before", "behind"])
+def test_merge_costs_the_smaller_side_whatever_the_larger_did(
+    large: tuple[Nodes, Tree, TreeRef, list[bytes], int], many: str
+) -> None:
+    nodes, tree, root, all_keys, depth = large
+    edits: dict[str, list[tuple[bytes, bytes | None]]] = {
+        "inserted": [(key[:3] + bytes([key[3] + 1]), b"many") for key in all_keys[1000::3]],
+        "deleted": [(key, None) for key in all_keys[1000::3]],
+        "before": [(b"\0" + key, b"many") for key in all_keys[::3]],
+        "behind": [(b"\xf0" + key, b"many") for key in all_keys[::3]],
+    }
+    larger = tree.apply(root, edits[many])
+    for key in (all_keys[77], all_keys[20_000], b"", b"\xef", b"\xff" * 5):
+        few = tree.apply(root, [(key, b"few")])
+        for ours, theirs in ((few, larger), (larger, few)):
+            with nodes.counted():
+                merged = tree.merge(root, ours, theirs, _no_conflict)
+            assert nodes.loads + nodes.saves <= 8 * depth
+            assert merged == tree.apply(larger, [(key, b"few")])
+
+
 def test_measure_is_called_for_what_changes() -> None:
     measured: list[bytes] = []
 

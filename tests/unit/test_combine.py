@@ -167,6 +167,20 @@ def test_attributes_and_chunks_merge(forked):
     )
 
 
+def test_either_direction_gives_the_same_snapshot(forked):
+    """Also of documents, whose keys both sides added to and put into another order."""
+    put(forked, "main", **{"a/zarr.json": array(units="K", z=1), "x": b"1"})
+    theirs = json.loads(array(50, long="T"))
+    shuffled = json.dumps(dict(sorted(theirs.items())), indent=2).encode()
+    put(forked, "dev", **{"a/zarr.json": shuffled, "y": b"1"})
+    heads = forked.branches["main"], forked.branches["dev"]
+    forked.merge(heads[1], "main")
+    forked.merge(heads[0], "dev")
+    assert forked.root_id("main") == forked.root_id("dev")
+    merged = json.loads(content(forked, "main")["a/zarr.json"])
+    assert merged == theirs | {"attributes": {"long": "T", "units": "K", "z": 1}}
+
+
 def test_unrelated_histories_have_an_empty_base(forked):
     orphan = plant(forked, [], {"other": b"1"})
     forked.branches.create("orphan", at=orphan)
@@ -814,7 +828,8 @@ def test_merges_and_commits_at_once_lose_nothing(path, kind):
 def test_a_merge_is_redone_on_a_head_that_moved(forked, monkeypatch):
     put(forked, "dev", **{"a/c/1": b"dev"})
     put(forked, "main", **{"a/c/0": b"main"})
-    moves = iter([{"a/c/2": b"between"}, {"a/c/0": b"more"}])
+    # One move: for the second attempt the merge has the branch to itself.
+    moves = iter([{"a/c/2": b"between"}])
     real = vzarr.Session.commit_as
 
     def late(self, *arguments, **options):
@@ -827,6 +842,6 @@ def test_a_merge_is_redone_on_a_head_that_moved(forked, monkeypatch):
     merged = forked.merge("dev")
     monkeypatch.undo()
     found = content(forked, "main")
-    assert [found[f"a/c/{n}"] for n in range(3)] == [b"more", b"dev", b"between"]
+    assert [found[f"a/c/{n}"] for n in range(3)] == [b"main", b"dev", b"between"]
     assert len(forked.show(merged).parents) == 2
     assert not forked._environment.info().entries["sessions"]

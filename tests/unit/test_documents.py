@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vzarr.documents import merge_documents
+from vzarr.documents import encode_document, is_document, merge_documents
 
 
 def merge(base, ours, theirs):
@@ -41,9 +42,14 @@ def test_merge(base, ours, theirs, merged):
     assert merge(base, ours, theirs) == merged
 
 
-@pytest.mark.parametrize("bad", [b"", b"[1]", b"3", b"{", b"\xff", b"[" * 100_000])
+BAD = [b"", b"[1]", b"3", b"{", b"\xff", b"[" * 100_000, '{"a": 1}'.encode("utf-16")]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_what_is_no_json_object_does_not_merge(bad):
     good = b'{"a": 1}'
+    assert is_document(good)
+    assert not is_document(bad)
     for sides in ((bad, good, good), (good, bad, good), (good, good, bad)):
         assert merge_documents(*sides) is None
 
@@ -53,10 +59,50 @@ def test_nan_is_equal_to_itself():
     assert merged == b'{"f": NaN, "a": 1, "b": 2}'
 
 
-def test_order_and_indentation_are_ours():
-    ours = json.dumps({"z": 1, "a": {"k": 1}}, indent=2).encode()
-    merged = merge_documents(b'{"a": {"k": 1}}', ours, b'{"a": {"k": 2}, "n": 3}')
-    assert merged == json.dumps({"z": 1, "a": {"k": 2}, "n": 3}, indent=2).encode()
+@pytest.mark.parametrize(
+    ("base", "ours", "theirs", "merged"),
+    [
+        # What only one side added keeps its order, behind what was there.
+        ("ba", "zabx", "ab", "bazx"),
+        # What both added has none.
+        ("ba", "baxz", "bya", "baxyz"),
+        ("ba", "bazx", "bazxy", "baxyz"),
+        # Unless they agree.
+        ("ba", "bazx", "zxab", "bazx"),
+        ("cba", "cb", "acb", "cb"),
+    ],
+)
+def test_order_is_the_bases(base, ours, theirs, merged):
+    documents = [dict.fromkeys(keys, 0) | {"n": {}} for keys in (base, ours, theirs)]
+    documents[1]["n"], documents[2]["n"] = {"one": 1}, {"two": 2}
+    expected = {**dict.fromkeys(merged[: len(set(base) & set(merged))], 0)}
+    expected |= {"n": {"one": 1, "two": 2}} | dict.fromkeys(merged, 0)
+    encoded = [json.dumps(document).encode() for document in documents]
+    for sides in (encoded, [encoded[0], encoded[2], encoded[1]]):
+        assert merge_documents(*sides) == json.dumps(expected).encode()
+
+
+@pytest.mark.parametrize(
+    ("base", "ours", "theirs", "merged"),
+    [(2, 2, 2, 2), (2, 4, 2, 4), (2, 4, 4, 4), (2, None, 2, None), (None, 2, 4, None)],
+)
+def test_indentation_is_what_one_side_made_it(base, ours, theirs, merged):
+    contents = ({"k": 0}, {"k": 0, "a": 1}, {"k": 0, "b": 2})
+    indents = (base, ours, theirs)
+    sides = [
+        json.dumps(content, indent=indent).encode()
+        for content, indent in zip(contents, indents, strict=True)
+    ]
+    expected = json.dumps({"k": 0, "a": 1, "b": 2}, indent=merged).encode()
+    assert merge_documents(*sides) == expected
+    assert merge_documents(sides[0], sides[2], sides[1]) == expected
+
+
+def test_deep_documents_merge_where_python_can_encode_them():
+    deep = b"[" * 1500 + b"]" * 1500
+    base = b'{\n "deep": %s, "k": 0}' % deep
+    merged = merge_documents(base, base.replace(b"0", b"1"), base.replace(b"}", b', "a": 2}'))
+    assert merged is None or merged.endswith(b',\n "k": 1,\n "a": 2\n}')
 
 
 values = st.recursive(
@@ -76,4 +122,18 @@ def test_one_sided_changes_are_taken_and_equal_ones_agree(base, changed):
 
 @given(objects, objects, objects)
 def test_merging_is_symmetric(base, ours, theirs):
-    assert merge(base, ours, theirs) == merge(base, theirs, ours)
+    sides = [json.dumps(side).encode() for side in (base, ours, theirs)]
+    merged = merge_documents(*sides)
+    assert merged == merge_documents(sides[0], sides[2], sides[1])
+    # To merge again changes nothing.
+    assert merged is None or merge_documents(sides[0], merged, sides[2]) == merged
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_documents_are_encoded_as_zarr_does(zarr_format):
+    store = zarr.storage.MemoryStore()
+    attributes = {"units": "K", "é": float("nan")}
+    zarr.create_group(store, zarr_format=zarr_format, attributes=attributes)
+    name = "zarr.json" if zarr_format == 3 else ".zattrs"
+    stored = store._store_dict[name].to_bytes()
+    assert encode_document(json.loads(stored)) == stored

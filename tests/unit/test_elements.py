@@ -6,6 +6,8 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -120,6 +122,44 @@ def test_outside_of_a_sides_shape_it_changed_nothing():
     assert merged.chunk == b"AB\0\0"
 
 
+def test_what_one_side_wrote_where_the_other_had_no_array_is_kept():
+    # Ours cannot come back as it was: it would show what lay behind the end of its array.
+    shapes = ((9,), (9,), (10,))
+    merged = elements().merge((2,), sides(b"a-..", b"A-..", b"a\0..", shapes=shapes), None)
+    assert merged.chunk == b"A\0\0\0"
+
+
+def test_two_spellings_of_one_value_merge_to_the_same_bytes_either_way():
+    base, ours, theirs = b"ab--", b"Ab.,", b"Ab,."
+    for pair in ((ours, theirs), (theirs, ours)):
+        assert elements().merge((2,), sides(base, *pair), None).chunk == theirs
+
+
+def workers() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith("vzarr-elements")]
+
+
+def test_a_thread_can_be_kept_for_many_chunks():
+    chunks = sides(b"abcd", b"Abcd", b"abcD")
+    with elements() as kept:
+        for coordinates in ((0,), (1,), (0,)):
+            assert kept.merge(coordinates, chunks, None).chunk == b"AbcD"
+        # Another size, a chunk that is not there, and one that does not decode come between.
+        assert kept.merge((2,), sides(b"ab..", b"Ab..", b"aB.."), None).chunk == b"AB\0\0"
+        assert kept.merge((0,), sides(None, b"A\0\0\0", None), None).chunk == b"A\0\0\0"
+        with pytest.raises(UndecodableError):
+            kept.merge((0,), sides(b"abc", b"Abc", b"abC"), None)
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda _: kept.merge((1,), chunks, None).chunk, range(20)))
+        assert set(found) == {b"AbcD"}
+        assert len(workers()) == 1
+    assert workers() == []
+    # It goes on without.
+    assert kept.merge((0,), chunks, None).chunk == b"AbcD"
+    assert workers() == []
+
+
 def test_the_region_counts_from_the_arrays_corner():
     values = np.arange(16, dtype="u1").reshape(4, 4)
     ours, theirs = values.copy(), values.copy()
@@ -203,14 +243,23 @@ def test_ragged_objects_compare_by_value():
 
 
 def test_other_bits_of_one_value_yield_to_another_value():
-    base = np.array([0.0, 0.0, 0.0, NAN[0], NAN[0]])
-    ours = np.array([-0.0, 0.0, -0.0, NAN[1], NAN[1]])
-    theirs = np.array([0.0, -0.0, 1.0, 2.0, NAN[0]])
-    expected = np.array([-0.0, -0.0, 1.0, 2.0, NAN[1]])
+    base = np.array([0.0, 0.0, 0.0, NAN[0], NAN[0], 1.0, 1.0])
+    ours = np.array([-0.0, 0.0, -0.0, NAN[1], NAN[1], 0.0, NAN[1]])
+    theirs = np.array([0.0, -0.0, 1.0, 2.0, NAN[0], -0.0, NAN[0]])
+    # The last two are new bits on both sides; of these, any that does not depend on the side.
+    expected = np.array([-0.0, -0.0, 1.0, 2.0, NAN[1], 0.0, NAN[0]])
     for pair in ((ours, theirs), (theirs, ours)):
-        merged, overlapping = _merge_values(base, *pair, None)
+        merged, overlapping = _merge_values(base, *pair, None, may_agree=True)
         assert not overlapping.any()
         assert_array_equal(merged.view("u8"), expected.view("u8"))
+
+
+def test_unless_sides_may_agree_what_both_changed_alike_overlaps():
+    base, ours, theirs = (np.array(side) for side in ([0, 0, 0, 0], [1, 1, 0, 2], [1, 0, 1, 3]))
+    for pair in ((ours, theirs), (theirs, ours)):
+        merged, overlapping = _merge_values(base, *pair, "ours", may_agree=False)
+        assert overlapping.tolist() == [True, False, False, True]
+        assert merged.tolist() == [1, 1, 1, pair[0][3]]
 
 
 def test_zarr_is_imported_when_something_is_decoded():

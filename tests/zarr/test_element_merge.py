@@ -135,11 +135,21 @@ def edits(draw: st.DrawFn, name: str, shape: tuple[int, ...]) -> list[tuple[tupl
     return draw(st.lists(st.tuples(indexes, values), min_size=1, max_size=10))
 
 
+RESOLUTIONS = {
+    "ours": "ours",
+    "theirs": "theirs",
+    "call base": lambda _: "base",
+    "call ours": lambda _: "ours",
+    "call theirs": lambda _: "theirs",
+    "values": lambda conflict: conflict.decode("theirs"),
+}
+
+
 @settings(max_examples=150, deadline=None)
 @given(arguments=arrays(), data=st.data(), pipeline=st.sampled_from(sorted(PIPELINES.values())))
 def test_each_side_gets_what_it_changed(arguments, data, pipeline):
     name, shape = arguments.pop("name"), arguments["shape"]
-    strategy = data.draw(st.sampled_from(["ours", "theirs"]))
+    strategy = data.draw(st.sampled_from([*RESOLUTIONS]))
     before, our_edits, their_edits = (data.draw(edits(name, shape)) for _ in range(3))
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -173,13 +183,16 @@ def test_each_side_gets_what_it_changed(arguments, data, pipeline):
                 assert (found.path, found.kind, found.reason) == ("a", "chunk", None)
                 for side, whole in zip(("base", "ours", "theirs"), sides, strict=True):
                     assert meanings(found.decode(side)) == meanings(whole[(*found.region, ...)])
-        ours.commit("ours", merge=strategy if boxes else "fail")
+        ours.commit("ours", merge=RESOLUTIONS[strategy] if boxes else "fail")
 
         merged = meanings(values(zarr.open_array(repo.session("main").store, path="a")))
         for number, (index, (b, o, t)) in enumerate(sides_of(sides)):
-            expected = (
-                (o if strategy == "ours" else t) if index in overlap else (t if o == b else o)
-            )
+            expected = t if o == b else o
+            if strategy == "values" and is_inside(index, boxes, stored):
+                # They replace all of the box, also what only one side changed there.
+                expected = t
+            elif index in overlap:
+                expected = {"base": b, "ours": o, "theirs": t}[strategy.removeprefix("call ")]
             assert merged[number] == expected, index
         path = repo.path
         repo.close()
@@ -212,13 +225,24 @@ def sides_of(sides: list[np.ndarray]) -> list[tuple[tuple[int, ...], tuple[Any, 
 def boxes_of(indexes: list[tuple[int, ...]], chunks: tuple[int, ...]) -> dict[Any, Any]:
     boxes = {}
 
-    def chunk_of(index: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(i // length for i, length in zip(index, chunks, strict=True))
+    def key(index: tuple[int, ...]) -> tuple[int, ...]:
+        return chunk_of(index, chunks)
 
-    for where, group in itertools.groupby(sorted(indexes, key=chunk_of), chunk_of):
+    for where, group in itertools.groupby(sorted(indexes, key=key), key):
         axes = list(zip(*group, strict=True))
         boxes[where] = tuple(slice(min(axis), max(axis) + 1) for axis in axes)
     return boxes
+
+
+def chunk_of(index: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(i // length for i, length in zip(index, chunks, strict=True))
+
+
+def is_inside(index: tuple[int, ...], boxes: dict[Any, Any], chunks: tuple[int, ...]) -> bool:
+    box = boxes.get(chunk_of(index, chunks))
+    return box is not None and all(
+        part.start <= i < part.stop for i, part in zip(index, box, strict=True)
+    )
 
 
 # ── single cases ─────────────────────────────────────────────────────────────────────────────────
@@ -347,6 +371,52 @@ class TestResized:
         chunk, document = sorted(error.value.conflicts, key=lambda conflict: conflict.kind)
         assert chunk.region == (slice(5, 6),)
         assert document.document == "zarr.json"
+        assert document.reason == "both sides grew axis 0 from 5 to 6"
+
+    @pytest.mark.parametrize("zarr_format", [2, 3])
+    @pytest.mark.parametrize("rows", [[0, 0], [7, 7]])
+    def test_equal_rows_that_both_appended_are_a_conflict(self, repo, zarr_format, rows):
+        make(repo, data=np.arange(4), chunks=(2,), zarr_format=zarr_format)
+        ours, theirs, mine, other = two(repo)
+        mine.append(rows)
+        other.append(rows)
+        theirs.commit("theirs")
+        with pytest.raises(ConflictError) as error:
+            ours.commit("ours")
+        (document,) = error.value.conflicts
+        assert document.reason == "both sides grew axis 0 from 4 to 6"
+        # A function accepts one of them, or both sides' rows one after the other.
+        ours.commit("ours", merge=lambda _: "theirs")
+        assert_array_equal(now(repo), [0, 1, 2, 3, *rows])
+
+    def test_rows_that_both_appended_are_a_conflict_even_if_they_share_no_chunk(self, repo):
+        make(repo, data=np.ones((3, 4), "u1"), chunks=(1, 2))
+        ours, theirs, mine, other = two(repo)
+        mine.append([[1, 1, 0, 0]])
+        other.append([[0, 0, 2, 2]])
+        theirs.commit("theirs")
+        with pytest.raises(ConflictError, match="both sides grew axis 0 from 3 to 4"):
+            ours.commit("ours")
+
+    def test_one_side_grew_it_as_far_as_the_other_that_filled_it(self, repo):
+        make(repo, data=np.arange(4), chunks=(2,))
+        ours, theirs, mine, other = two(repo)
+        mine.resize((8,))
+        other.resize((8,))
+        other[4:] = 5
+        theirs.commit("theirs")
+        ours.commit("ours", allow_empty=True)
+        assert_array_equal(now(repo), [0, 1, 2, 3, 5, 5, 5, 5])
+
+    def test_both_grew_it_and_filled_different_chunks(self, repo):
+        make(repo, data=np.arange(4), chunks=(2,))
+        ours, theirs, mine, other = two(repo)
+        for array, part in ((mine, slice(4, 6)), (other, slice(6, 8))):
+            array.resize((8,))
+            array[part] = 5
+        theirs.commit("theirs")
+        ours.commit("ours")
+        assert_array_equal(now(repo), [0, 1, 2, 3, 5, 5, 5, 5])
 
 
 @pytest.mark.skipif(not HAS_RECTILINEAR, reason="this zarr has no rectilinear grids")
