@@ -39,7 +39,7 @@ $ vzarr log ocean.vzarr --json | jq -r '.commits[0].id'
 An error is one line on stderr, `vzarr: error: …`, and exit code 1. With `--json`, stdout has
 `{"error": {"type": "RefNotFoundError", "message": "…"}}`; the types are the Python exceptions of
 `vzarr`. Wrong usage is exit code 2, an interrupt (Ctrl-C) 130. `vzarr diff --exit-code` exits with
-1 when anything differs.
+1 when anything differs, `vzarr check` when there is a problem.
 
 Colours follow the terminal; `NO_COLOR=1` turns them off, `FORCE_COLOR=1` on.
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 import vzarr
-from vzarr.cli import _Commands
+from vzarr.command import Commands
 
 READING = [
     ("info",),
@@ -258,4 +258,4 @@ def test_an_interrupt(ocean, run, monkeypatch):
 def test_every_verb_goes_through_one_place():
     from vzarr.cli import commands
 
-    assert isinstance(commands, _Commands)
+    assert isinstance(commands, Commands)

@@ -12,7 +12,7 @@ import pytest
 
 import vzarr
 
-VERBS = ["init", "info", "tree", "log", "status", "show", "diff", "branch", "tag"]
+VERBS = ["init", "info", "tree", "log", "status", "show", "diff", "branch", "tag", "check"]
 
 
 def _arguments(verb, ocean, tmp_path):
@@ -102,7 +102,7 @@ def test_a_path_that_is_no_unicode(tmp_path):
 # ── on a terminal ────────────────────────────────────────────────────────────────────────────────
 
 
-def on_terminal(*arguments, cwd, columns=100, **environment):
+def on_terminal(*arguments, cwd, columns=100, program=("-m", "vzarr"), **environment):
     """Run a command on a pseudo-terminal and give the exit code and what it shows."""
     import fcntl
     import struct
@@ -112,7 +112,7 @@ def on_terminal(*arguments, cwd, columns=100, **environment):
     try:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "vzarr", *map(str, arguments)],
+            [sys.executable, "-W", "error", *program, *map(str, arguments)],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -10,6 +10,7 @@ import zarr
 
 import vzarr
 from tests.cli.conftest import AUTHOR
+from vzarr.cli import commands
 
 COMMIT = {
     "id", "parents", "author", "time", "message", "metadata", "root", "branches", "tags",
@@ -403,7 +404,7 @@ def test_long_lines_stay_whole_in_a_pipe(path, run):
 def test_version_and_help(run):
     assert run("--version").stdout == f"vzarr {vzarr.__version__}\n"
     assert run("-h").stdout == run("--help").stdout
-    for verb in ("init", "info", "tree", "log", "status", "show", "diff", "branch", "tag", "demo"):
+    for verb in commands.commands:
         assert verb in run("--help").stdout
         text = run(verb, "--help").stdout
         assert re.search(rf"Examples?:\n    vzarr {verb} ", text)

@@ -1,7 +1,9 @@
 """The parser of LMDB data files: right about sound ones, and never surprised by others."""
 
+import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from vzarr import lmdbfile
 from vzarr.errors import CorruptError, NotARepositoryError, NotFoundError, StorageError
-from vzarr.lmdbfile import Probe, probe
+from vzarr.lmdbfile import Probe, Reader, probe
 
 NAMES = ("meta", "chunks", "nodes")
 
@@ -389,3 +391,176 @@ def test_it_closes_what_it_opens(tmp_path: Path, sample: bytes) -> None:
         path.write_bytes(content)
         typed(path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- reading records ------------------------------------------------------------------------
+
+KEYS = st.binary(min_size=1, max_size=20)
+# Small values lie beside their keys, those above 2 KB on pages of their own.
+VALUES = st.one_of(
+    st.binary(max_size=40),
+    st.integers(0, 3 * 4096).map(lambda size: b"x" * size),
+    st.just(b"long" * 100_000),
+)
+
+
+def fill(path: Path, **contents: dict[bytes, bytes]) -> None:
+    """Write databases, and write and delete more so that some pages are free."""
+    arguments = {"subdir": False, "lock": False, "max_dbs": 8, "map_size": 1 << 28}
+    with lmdb.open(str(path), lib_version=0, **arguments) as environment:
+        for name, content in contents.items():
+            database = environment.open_db(name.encode())
+            with environment.begin(write=True, db=database) as txn:
+                for key, value in content.items():
+                    txn.put(key, value)
+                    txn.put(b"\xff" * 30 + key, value)
+            with environment.begin(write=True, db=database) as txn:
+                for key in content:
+                    txn.delete(b"\xff" * 30 + key)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    many = {b"%06d" % number: b"%d" % number * (number % 7) for number in range(0, 20_000, 2)}
+    large = {b"large-%d" % size: os.urandom(size) for size in (0, 1, 2000, 4080, 4081, 9_000_000)}
+    fill(tmp_path / "a", many=many, large=large, empty={})
+    reader = Reader(str(tmp_path / "a"))
+    yield reader
+    reader.close()
+    reader.close()
+
+
+def test_records_agree_with_lmdb(reader: Reader) -> None:
+    with lmdb.open(reader.path, subdir=False, lock=False, readonly=True, max_dbs=4) as environment:
+        for name in ("many", "large", "empty"):
+            database = environment.open_db(name.encode(), create=False)
+            with environment.begin(db=database) as txn, reader.read() as records:
+                expected = list(txn.cursor())
+                assert records.count(name) == txn.stat(database)["entries"] == len(expected)
+                assert list(records.scan(name)) == expected
+                assert list(records.scan(name, keys_only=True)) == [
+                    (key, b"") for key, _ in expected
+                ]
+                for key, value in expected[::37] + expected[-1:]:
+                    assert records.get(name, key) == records.view(name, key) == value
+                    assert records.contains(name, key)
+                for key in (b"0", b"000001", b"999999", b"\0", b"\xff" * 511, b"large-3"):
+                    assert records.get(name, key) is None
+                    assert not records.contains(name, key)
+
+
+def test_a_scan_from_a_key(reader: Reader) -> None:
+    keys = [key for key, _ in reader.scan("many", start=b"019990")]
+    assert keys == [b"019990", b"019992", b"019994", b"019996", b"019998"]
+    assert [key for key, _ in reader.scan("many", start=b"019997")] == [b"019998"]
+    assert list(reader.scan("many", start=b"02")) == []
+
+
+@given(content=st.dictionaries(KEYS, VALUES, max_size=30), other=KEYS)
+@settings(max_examples=40)
+def test_any_records(
+    tmp_path_factory: pytest.TempPathFactory, content: dict[bytes, bytes], other: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "a"
+    fill(path, data=content)
+    reader = Reader(str(path))
+    assert dict(reader.scan("data")) == content
+    assert {key: reader.get("data", key) for key in content} == content
+    assert reader.get("data", other) == content.get(other)
+    reader.close()
+
+
+def test_a_database_that_is_not_there(reader: Reader) -> None:
+    for look in (reader.get, reader.contains):
+        with pytest.raises(CorruptError, match="it lacks its database nodes"):
+            look("nodes", b"key")
+
+
+@pytest.mark.parametrize("meta", [0, 1])
+def test_one_meta_page_is_enough(reader: Reader, meta: int) -> None:
+    edited(Path(reader.path), meta * 4096 + 16, bytes(100))
+    with pytest.raises((CorruptError, NotARepositoryError)):
+        probe(reader.path)
+    assert reader.get("many", b"000002") == b"22"
+
+
+def test_no_meta_page(reader: Reader) -> None:
+    for meta in (0, 1):
+        edited(Path(reader.path), meta * 4096 + 16, bytes(100))
+    with pytest.raises(CorruptError, match="neither of its meta pages is whole"):
+        reader.get("many", b"000002")
+
+
+def test_a_damaged_leaf_hides_nothing_but_its_own(reader: Reader) -> None:
+    path = Path(reader.path)
+    content = path.read_bytes()
+    everything = dict(reader.scan("many"))
+    # Pages that are free by now may be leaves with that key, too.
+    for page in range(2, len(content) // 4096):
+        flags = struct.unpack_from("=H", content, page * 4096 + 10)[0]
+        if flags == 2 and b"010000" in content[page * 4096 : (page + 1) * 4096]:
+            edited(path, page * 4096, bytes(4096))
+    left = dict(reader.scan("many"))
+    assert 9000 < len(left) < len(everything)
+    assert left.items() <= everything.items()
+    with pytest.raises(CorruptError, match=r"page \d+ is not the one"):
+        reader.get("many", b"010000")
+    assert reader.get("many", b"000002") == b"22"
+
+
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 2**20), st.binary(min_size=1, max_size=8)), max_size=4),
+    cut=st.one_of(st.none(), st.integers(0, 2**17)),
+)
+@settings(max_examples=300)
+def test_records_of_damaged_files(
+    tmp_path_factory: pytest.TempPathFactory,
+    sample: bytes,
+    edits: list[tuple[int, bytes]],
+    cut: int | None,
+) -> None:
+    data = bytearray(sample)
+    for offset, new in edits:
+        offset %= len(data)
+        data[offset : offset + len(new)] = new
+    path = tmp_path_factory.mktemp("damaged") / "a"
+    path.write_bytes(data[:cut])
+    reader = Reader(str(path))
+    for name in NAMES:
+        # What is damaged says so, and nothing else is raised.
+        with contextlib.suppress(CorruptError):
+            for key, _ in reader.scan(name):
+                reader.contains(name, key)
+                reader.get(name, key)
+            assert reader.get(name, b"absent") is None
+            assert reader.count(name) >= 0
+    reader.close()
+
+
+def test_pages_that_are_written_again_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    fill(path, data={b"%04d" % number: b"old" for number in range(500)})
+    reader = Reader(str(path))
+    read_page = lmdbfile._read_page
+    commits = []
+
+    def disturbed(*arguments: object) -> bytes:
+        if len(commits) < 3:
+            # Two commits later, the pages of the state that is being read are in use again.
+            for number in range(4):
+                commits.append(number)
+                fill(path, data={b"%04d" % key: b"new" * 100 for key in range(number, 500, 4)})
+        return read_page(*arguments)
+
+    monkeypatch.setattr(lmdbfile, "_read_page", disturbed)
+    assert reader.get("data", b"0499") == b"new" * 100
+    assert reader.get("data", b"absent") is None
+    assert commits
+    reader.close()
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        Reader(str(tmp_path / "a"))

@@ -1,0 +1,161 @@
+"""What all verbs of the command line share: errors turned into words, ``--json``, arguments."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+import vzarr
+from vzarr.errors import ConflictError, NotFoundError, RefNotFoundError, VzarrError
+from vzarr.facts import conflict_facts
+from vzarr.opening import Mode
+from vzarr.output import Cell, Output, PlainConsole, one_line, styled
+from vzarr.repository import Repository
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+PROBLEM = 1
+"""The exit code where something is wrong, or differs."""
+_INTERRUPTED, _HUNG_UP = 130, 141
+
+
+class Commands(click.Group):
+    """The verbs in the order of their definition, and the one place that turns errors to words."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Give their names."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; end with one line and an exit code where it raises."""
+        try:
+            super().invoke(ctx)
+            # What a closed pipe does not take has to come to light here, not at the exit.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader, say ``head``, has seen enough.
+            _abandon_stdout()
+            ctx.exit(_HUNG_UP)
+        except (VzarrError, OSError) as error:
+            _complain(("error: ", "red"), str(error))
+            try:
+                about: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+                if isinstance(error, ConflictError) and error.conflicts:
+                    about["conflicts"] = [conflict_facts(one) for one in error.conflicts]
+                Output(as_json=_wants_json(ctx)).document({"error": about})
+                sys.stdout.flush()
+            except OSError:
+                # The error was stdout's, say a full disk.
+                _abandon_stdout()
+            ctx.exit(PROBLEM)
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            ctx.exit(_INTERRUPTED)
+
+
+def _complain(*cells: Cell) -> None:
+    PlainConsole(stderr=True).print(one_line(styled(["vzarr: ", *cells])))
+
+
+def _abandon_stdout() -> None:
+    """Keep Python from writing what is left, and failing again, at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_JSON = "vzarr.json"
+
+
+def _wants_json(ctx: click.Context) -> bool:
+    return bool(ctx.find_root().meta.get(_JSON, False))
+
+
+def output() -> Output:
+    """Give where the running verb shows its results."""
+    return Output(as_json=_wants_json(click.get_current_context()))
+
+
+def _note_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[_JSON] = value
+
+
+def verb(*examples: str, keys: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a verb of a function whose docstring is its help; with ``--json`` and its keys."""
+    option = click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_note_json,
+        help="Print one JSON document.",
+    )
+    # click fills paragraphs, but for those that begin with \b.
+    title = "Example" if len(examples) == 1 else "Examples"
+    epilog = "\n  ".join([f"\b\n{title}:", *examples]) + f"\n\nJSON: {keys}"
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        return click.command(epilog=epilog)(option(function))
+
+    return make
+
+
+def file_argument(function: _Function) -> _Function:
+    """Give a verb its FILE."""
+    return click.argument("file", type=click.Path())(function)
+
+
+def ref_argument(function: _Function) -> _Function:
+    """Give a verb a REF, which is main if it is not given."""
+    return click.argument("ref", default="main", metavar="[REF]")(function)
+
+
+def open_file(file: str, mode: Mode = "r") -> Repository:
+    """Open a repository that exists."""
+    require_file(file)
+    return vzarr.open(file, mode)
+
+
+def require_file(file: str) -> None:
+    """Raise ``NotFoundError`` if there is no such file."""
+    if file and not os.path.lexists(os.path.expanduser(file)):
+        raise NotFoundError(
+            f"there is no file {file}; create a repository with: vzarr init {file}", name=file
+        )
+
+
+def require_branch(repo: Repository, file: str, name: str) -> None:
+    """Raise ``RefNotFoundError`` if there is no such branch."""
+    if name not in repo.branches:
+        raise no_branch(file, name)
+
+
+def no_branch(file: str, name: str) -> RefNotFoundError:
+    """Say that there is no such branch."""
+    return RefNotFoundError(
+        f"there is no branch {name!r}; to list the branches: vzarr branch {file}", name=name
+    )
+
+
+def require_one_of(actions: Mapping[str, object]) -> None:
+    """Raise an error of usage if several of these are given."""
+    given = [name for name, value in actions.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} do not go together.")
+
+
+def require_with(options: Mapping[str, object], other: str, value: object) -> None:
+    """Raise an error of usage if any of these is given without another."""
+    for name, given in options.items():
+        if given is not None and value is None:
+            raise click.UsageError(f"{name} goes with {other}.")
+
+
+strategy_option = click.option(
+    "--strategy",
+    type=click.Choice(["fail", "ours", "theirs"]),
+    default="fail",
+    help="Whose value to take in a conflict: the branch's, or the other's.  [default: fail]",
+)
