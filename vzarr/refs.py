@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import final
 
+from vzarr import history
 from vzarr.environment import Txn
 from vzarr.errors import (
     AlreadyExistsError,
@@ -34,6 +35,7 @@ from vzarr.format import (
 
 # LMDB's keys have at most 511 bytes, and a reflog key is the name with 9 bytes more.
 _MAX_NAME_BYTES = 400
+_SEQUENCE_BYTES = 8
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
 
@@ -126,7 +128,9 @@ def branches(txn: Txn) -> Iterator[tuple[str, Digest]]:
 
 
 def create_branch(txn: Txn, branch: str, to: Digest, author: str, time: int, why: str) -> None:
-    """Make a branch. Raises ``AlreadyExistsError``. O(log n)."""
+    """Make a branch. Raises ``AlreadyExistsError``, ``CommitNotFoundError``. O(log n)."""
+    # A collection of garbage may have been faster, here and wherever a name is given to a commit.
+    history.require(txn, [to])
     if find_head(txn, branch) is not None:
         raise AlreadyExistsError(
             f"branch {branch!r} exists; move it with repo.branches.reset({branch!r}, ...)",
@@ -137,12 +141,25 @@ def create_branch(txn: Txn, branch: str, to: Digest, author: str, time: int, why
 
 
 def move_branch(
-    txn: Txn, branch: str, expected: Digest, to: Digest, author: str, time: int, why: str
+    txn: Txn,
+    branch: str,
+    expected: Digest,
+    to: Digest,
+    author: str,
+    time: int,
+    why: str,
+    *,
+    goes_on: bool = False,
 ) -> None:
     """Move a branch from the expected head to another commit: a compare-and-set. O(log n).
 
-    Raises ``ConflictError`` if the head is another by now, and ``RefNotFoundError``.
+    With ``goes_on``, this and the newest move are noted as one, if that was the same operation and
+    led to the expected head: of a row of amendments, the reflog holds nothing in between.
+
+    Raises ``ConflictError`` if the head is another by now, ``CommitNotFoundError`` if there is no
+    such commit, and ``RefNotFoundError``.
     """
+    history.require(txn, [to])
     found = head(txn, branch)
     if found != expected:
         raise ConflictError(
@@ -150,7 +167,15 @@ def move_branch(
             "another writer moved it; look at it again and retry"
         )
     txn.put("branches", branch.encode(), to)
-    _note(txn, branch, ReflogRecord(expected, to, author, time, why))
+    record = ReflogRecord(expected, to, author, time, why)
+    if goes_on:
+        for sequence, newest in moves(txn, branch):
+            if newest.new == expected and newest.operation == why:
+                record = replace(record, old=newest.old)
+                txn.put("reflog", reflog_key(branch, sequence), encode_reflog(record))
+                return
+            break
+    _note(txn, branch, record)
 
 
 def delete_branch(txn: Txn, branch: str, author: str, time: int, why: str) -> Digest:
@@ -162,17 +187,15 @@ def delete_branch(txn: Txn, branch: str, author: str, time: int, why: str) -> Di
 
 
 def _note(txn: Txn, branch: str, record: ReflogRecord) -> None:
-    sequence = 0
-    for key, _ in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=True):
-        sequence = int.from_bytes(key[-8:], "big") + 1
-        break
-    txn.put("reflog", reflog_key(branch, sequence), encode_reflog(record))
+    txn.put("reflog", reflog_key(branch, newest_move(txn, branch) + 1), encode_reflog(record))
+
+
+# ── the reflog ───────────────────────────────────────────────────────────────────────────────────
 
 
 def reflog(txn: Txn, branch: str) -> Iterator[ReflogEntry]:
     """List the moves of a branch, the newest first."""
-    for _, data in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=True):
-        record = decode_reflog(bytes(data))
+    for _, record in moves(txn, branch):
         yield ReflogEntry(
             branch,
             record.old.hex() if record.old else None,
@@ -181,6 +204,53 @@ def reflog(txn: Txn, branch: str) -> Iterator[ReflogEntry]:
             from_microseconds(record.time),
             record.operation,
         )
+
+
+def moves(
+    txn: Txn, branch: str, *, oldest_first: bool = False
+) -> Iterator[tuple[int, ReflogRecord]]:
+    """List the records of a branch's reflog with their numbers, the newest first."""
+    for key, data in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=not oldest_first):
+        yield _sequence(key), decode_reflog(data)
+
+
+def newest_move(txn: Txn, branch: str) -> int:
+    """Give the number of the newest record of a branch's reflog; -1 if there is none. O(log n)."""
+    for key, _ in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=True, keys_only=True):
+        return _sequence(key)
+    return -1
+
+
+def reflogs(txn: Txn) -> Iterator[tuple[str, int, bytes]]:
+    """List the branches that have a reflog, deleted ones too, with its oldest record and number.
+
+    O(branches · log n), however long the reflogs are.
+    """
+    start = b""
+    while True:
+        oldest = next(txn.scan("reflog", start=start), None)
+        if oldest is None:
+            return
+        key, data = oldest
+        name = key[:-_SEQUENCE_BYTES].rstrip(b"\0")
+        yield name.decode(), _sequence(key), data
+        # Beyond all of this branch and before any other: no name holds a byte so small.
+        start = name + b"\1"
+
+
+def forget_move(txn: Txn, branch: str, sequence: int) -> None:
+    """Delete a record of a branch's reflog. O(log n)."""
+    txn.delete("reflog", reflog_key(branch, sequence))
+
+
+def forget_origin(txn: Txn, branch: str, newest: ReflogRecord) -> None:
+    """Forget from where the newest move came, as if it had made the branch. O(log n)."""
+    key = reflog_key(branch, newest_move(txn, branch))
+    txn.put("reflog", key, encode_reflog(replace(newest, old=None)))
+
+
+def _sequence(key: bytes) -> int:
+    return int.from_bytes(key[-_SEQUENCE_BYTES:], "big")
 
 
 # ── tags ─────────────────────────────────────────────────────────────────────────────────────────
@@ -209,7 +279,8 @@ def tags(txn: Txn) -> Iterator[Tag]:
 
 
 def create_tag(txn: Txn, name: str, record: TagRecord) -> None:
-    """Make a tag. Raises ``AlreadyExistsError``. O(log n)."""
+    """Make a tag. Raises ``AlreadyExistsError``, ``CommitNotFoundError``. O(log n)."""
+    history.require(txn, [record.commit])
     if not txn.put("tags", name.encode(), encode_tag(record), overwrite=False):
         raise AlreadyExistsError(
             f"tag {name!r} exists, and tags never move; delete it first or take another name",
