@@ -7,12 +7,13 @@ from datetime import datetime
 from typing import final
 
 from vzarr import refs
+from vzarr.committing import Settings
 from vzarr.environment import Environment, Txn
 from vzarr.errors import ConflictError, ReadOnlyError, RefNotFoundError
 from vzarr.format import Digest, TagRecord
+from vzarr.history import now
 from vzarr.refs import Tag
 from vzarr.revisions import resolve
-from vzarr.session import Settings, now
 
 
 class _Names(Mapping[str, str]):

@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import final
 
 from vzarr.environment import Environment, Txn
-from vzarr.format import Blob, session_key
+from vzarr.format import Blob
+from vzarr.leases import Lease
 from vzarr.objects import Bytes
 
 BATCH_BYTES = 16 << 20
@@ -29,7 +30,8 @@ _writer: ThreadPoolExecutor | None = None
 _writer_lock = threading.Lock()
 
 
-def _submit(task: Callable[[], None]) -> Future[None]:
+def submit(task: Callable[[], None]) -> Future[None]:
+    """Let the one thread of the process that writes ahead of commits do something."""
     global _writer  # noqa: PLW0603 - LMDB has one writer, so one thread serves the whole process
     with _writer_lock:
         if _writer is None:
@@ -62,26 +64,22 @@ class _Batch:
 class ChangeSet:
     """Edits not yet in the tree and bytes not yet in LMDB. Not thread-safe: its session locks."""
 
-    def __init__(
-        self,
-        environment: Environment,
-        session_id: bytes,
-        lease: Callable[[], bytes],
-        timeout: float,
-    ) -> None:
-        """``lease`` gives the session's encoded lease, written before its first batch.
+    def __init__(self, environment: Environment, lease: Lease, timeout: float) -> None:
+        """``lease`` is written with the first batch.
 
         ``timeout`` is for how many seconds a batch waits for other writers.
         """
         self._environment = environment
-        self._session_id = session_id
         self._lease = lease
         self._timeout = timeout
         self.edits: dict[str, Blob | None] = {}
         self._fresh: dict[bytes, Bytes] = {}
         self._fresh_bytes = 0
         self._waiting: deque[_Batch] = deque()
-        self._batches = 0
+        self._stems: set[str] = set()
+        self._deleted: set[str] = set()
+        # Whether another process made some of the edits.
+        self._resumed = False
 
     def put(self, key: str, blob: Blob, data: Bytes) -> None:
         """Note the new value of a key; ``data`` must not change any more.
@@ -92,6 +90,7 @@ class ChangeSet:
         # Bytes first: a thread that reads without the lock finds what the edit names.
         self.stage(blob, data)
         self.edits[key] = blob
+        self._stems.add(_stem(key))
 
     def stage(self, blob: Blob, data: Bytes) -> None:
         """Keep bytes until they are in LMDB, as ``put``, for no key yet."""
@@ -104,6 +103,29 @@ class ChangeSet:
     def delete(self, key: str) -> None:
         """Note that a key has no value any more. O(1)."""
         self.edits[key] = None
+        self.touch(key, deleted=True)
+
+    def touch(self, key: str, *, deleted: bool = False) -> None:
+        """Note that a key was written, or deleted, even if that changed nothing. O(1)."""
+        self._stems.add(_stem(key))
+        if deleted:
+            self._deleted.add(_stem(key))
+
+    def resume(self) -> None:
+        """Note that there were edits of which only the result is known. O(1)."""
+        self._resumed = True
+
+    def wrote(self, path: str) -> bool:
+        """Whether chunks of the array at a path were written; at times True where none were. O(1).
+
+        Also where that changed nothing: zarr stores no chunk of the fill value alone, and to append
+        such rows is to append all the same.
+        """
+        return self._resumed or not self._stems.isdisjoint(_stems_below(path))
+
+    def deleted(self, path: str) -> bool:
+        """Whether chunks of the array at a path were deleted; as ``wrote``. O(1)."""
+        return self._resumed or not self._deleted.isdisjoint(_stems_below(path))
 
     def staged(self, digest: bytes) -> Bytes | None:
         """Give bytes that are not in LMDB yet. O(1)."""
@@ -119,11 +141,6 @@ class ChangeSet:
     def fresh(self) -> dict[bytes, Bytes]:
         """The bytes that no batch took yet, by digest: the commit writes those it needs."""
         return self._fresh
-
-    @property
-    def leased(self) -> bool:
-        """Whether the session has records of its own in the file."""
-        return self._batches > 0
 
     def flush(self) -> None:
         """Put all bytes into LMDB now: tree nodes that are written ahead may name them."""
@@ -142,25 +159,6 @@ class ChangeSet:
             if batch.future is not None and batch.pid == os.getpid():
                 batch.future.exception()
 
-    def clear(self) -> None:
-        """Forget everything, once it is committed or not wanted."""
-        self.edits = {}
-        self._fresh = {}
-        self._fresh_bytes = 0
-        self._waiting.clear()
-        self._batches = 0
-
-    def release(self, txn: Txn) -> None:
-        """Delete the session's records: its chunks are committed, or garbage. O(batches)."""
-        if self.leased:
-            for number in range(self._batches + 1):
-                txn.delete("sessions", session_key(self._session_id, number))
-
-    def note_lease(self, txn: Txn) -> None:
-        """Write the session's lease as it is now."""
-        txn.put("sessions", session_key(self._session_id, 0), self._lease())
-        self._batches = max(self._batches, 1)
-
     def _hand_over(self) -> None:
         while len(self._waiting) >= _MAX_BATCHES_WAITING:
             self._settle(self._waiting[0])
@@ -171,10 +169,8 @@ class ChangeSet:
         self._start(batch)
 
     def _start(self, batch: _Batch) -> None:
-        self._batches += 1
-        number = self._batches
         batch.pid = os.getpid()
-        batch.future = _submit(lambda: self._write(batch.blobs, number))
+        batch.future = submit(lambda: self._write(batch.blobs))
 
     def _settle(self, batch: _Batch) -> None:
         """Wait for the oldest batch. One that failed, or was lost in a fork, is begun anew."""
@@ -185,12 +181,23 @@ class ChangeSet:
         future.result()
         self._waiting.popleft()
 
-    def _write(self, blobs: dict[bytes, Bytes], number: int) -> None:
+    def _write(self, blobs: dict[bytes, Bytes]) -> None:
         room = sum(map(len, blobs.values()))
         with self._environment.write(timeout=self._timeout, room=room) as txn:
-            txn.put("sessions", session_key(self._session_id, 0), self._lease())
+            record = self._lease.add(txn, b"".join(blobs), room)
             put_blobs(txn, blobs.items())
-            txn.put("sessions", session_key(self._session_id, number), b"".join(blobs))
+        self._lease.record = record
+
+
+def _stems_below(path: str) -> tuple[str, str]:
+    """Give the stems that keys of chunks of the array at a path have."""
+    below = f"{path}/" if path else ""
+    return _stem(f"{below}c/0"), _stem(f"{below}0")
+
+
+def _stem(key: str) -> str:
+    """Cut off what tells a chunk's key from those of its neighbours."""
+    return key.rstrip("0123456789./")
 
 
 def put_blobs(txn: Txn, blobs: Iterable[tuple[bytes, Bytes]]) -> None:

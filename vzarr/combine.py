@@ -27,6 +27,7 @@ from typing import Any, Literal, final
 
 from vzarr import history, refs
 from vzarr.btree import Tree
+from vzarr.committing import Settings, author_of, on_head, require_head
 from vzarr.diff import Diff, Side, diff
 from vzarr.errors import InvalidInputError, MergeConflict, SessionStateError
 from vzarr.format import (
@@ -41,13 +42,14 @@ from vzarr.format import (
     entry_measure,
 )
 from vzarr.hierarchy import Hierarchy, join
-from vzarr.merge import STRATEGIES, Conflict, Strategy, merge
+from vzarr.history import now
+from vzarr.merge import Conflict, Strategy, check_strategy, list_conflicts, merge
 from vzarr.objects import Objects, Overlay, Store
 from vzarr.revisions import resolve
-from vzarr.session import HeadMovedError, Session, Settings, author_of, flush, now, on_head
+from vzarr.session import Session
+from vzarr.turns import Turn
 
 Kind = Literal["up to date", "fast-forward", "merge"]
-_SHOWN_CONFLICTS = 3
 # Where a merge goes unless it is named: git, too, then leaves it out of the message.
 _DEFAULT_BRANCH = "main"
 
@@ -128,6 +130,7 @@ class Combiner:
         _check(into, strategy)
         other = resolve(self._environment, source, branch=into).commit
         default = self._merge_message(source, into)
+        turn = Turn(self._environment, into)
 
         def attempt(head: Digest) -> Digest:
             bases = history.merge_bases(self._environment, [head], [other])
@@ -135,8 +138,8 @@ class Combiner:
             if kind == "up to date":
                 return head
             if kind == "fast-forward" and not no_ff:
-                return self._forward(into, head, other, f"merge: fast-forward to {source}")
-            with closing(self._session(head, into)) as session:
+                return self._forward(turn, head, other, f"merge: fast-forward to {source}")
+            with closing(self._session(head, into, turn)) as session:
                 self._combine(
                     session,
                     lambda objects: self._base(objects, bases),
@@ -147,7 +150,7 @@ class Combiner:
                 record = self._record(head, words, default, parents=(head, other))
                 return session.commit_as(record, "merge", needs=[other])
 
-        return on_head(self._environment, self._settings, into, attempt)
+        return on_head(self._environment, self._settings, turn, attempt)
 
     def preview(self, source: str | datetime, into: str, strategy: Strategy) -> MergePreview:
         """Tell what a merge would do. Writes nothing."""
@@ -192,15 +195,13 @@ class Combiner:
         where = "" if into == _DEFAULT_BRANCH else f" into {into}"
         return f"Merge {what} '{source}'{where}"
 
-    def _forward(self, branch: str, head: Digest, to: Digest, why: str) -> Digest:
+    def _forward(self, turn: Turn, head: Digest, to: Digest, why: str) -> Digest:
         """Move a branch to a commit that descends from its head."""
         author = self._settings.author()
         with self._environment.write(timeout=self._settings.timeout) as txn:
-            if refs.head(txn, branch) != head:
-                raise HeadMovedError
+            require_head(self._environment, txn, turn, head)
             history.require(txn, [to])
-            refs.move_branch(txn, branch, head, to, author, now(), why)
-        flush(self._environment, self._settings, to)
+            refs.move_branch(txn, turn.branch, head, to, author, now(), why)
         return to
 
     def _base(self, objects: Store, bases: Sequence[Digest]) -> Entry:
@@ -299,6 +300,7 @@ class Combiner:
         words = _Words.check(message, metadata, author)
         refs.check_name(branch)
         start = resolve(self._environment, since, branch=branch).commit
+        turn = Turn(self._environment, branch)
 
         def attempt(head: Digest) -> Digest:
             squashed: list[CommitRecord] = []
@@ -316,11 +318,11 @@ class Combiner:
             subjects = "\n".join(f"* {_subject(record)}" for record in reversed(squashed))
             number = len(squashed)
             default = f"Squash {number} commit{'s' if number > 1 else ''}\n\n{subjects}"
-            with closing(self._session(head, branch)) as session:
+            with closing(self._session(head, branch, turn)) as session:
                 record = self._record(head, words, default, parents=(start,))
                 return session.commit_as(record, "squash")
 
-        return on_head(self._environment, self._settings, branch, attempt)
+        return on_head(self._environment, self._settings, turn, attempt)
 
     # ── what they share ──────────────────────────────────────────────────────────────────────────
 
@@ -336,9 +338,10 @@ class Combiner:
         commit: Digest,
     ) -> Digest:
         """Commit the change from one snapshot to another on top of a branch."""
+        turn = Turn(self._environment, branch)
 
         def attempt(head: Digest) -> Digest:
-            with closing(self._session(head, branch)) as session:
+            with closing(self._session(head, branch, turn)) as session:
                 self._combine(session, lambda _: before, after, strategy, what)
                 if not session.has_changes:
                     raise SessionStateError(
@@ -347,7 +350,7 @@ class Combiner:
                     )
                 return session.commit_as(record(head), operation, needs=[commit])
 
-        return on_head(self._environment, self._settings, branch, attempt)
+        return on_head(self._environment, self._settings, turn, attempt)
 
     def _combine(
         self,
@@ -362,12 +365,10 @@ class Combiner:
         def combine(objects: Overlay, ours: Entry) -> Entry:
             merged, conflicts = merge(objects, base(objects), ours, theirs, strategy)
             if conflicts:
-                shown = "; ".join(map(str, conflicts[:_SHOWN_CONFLICTS]))
-                more = len(conflicts) - _SHOWN_CONFLICTS
-                listed = f"{shown}; and {more} more" if more > 0 else shown
                 raise MergeConflict(
-                    f"{what}: {listed}. Nothing was written: say whose to take with "
-                    "strategy='ours' or 'theirs', or make both sides agree first",
+                    f"{what}: {list_conflicts(conflicts)}. Nothing was written: say whose to take "
+                    "with strategy='ours' or 'theirs', decide each with a function, or make both "
+                    "sides agree first",
                     conflicts=conflicts,
                 )
             return merged
@@ -386,8 +387,8 @@ class Combiner:
             metadata=words.metadata or {},
         )
 
-    def _session(self, head: Digest, branch: str | None) -> Session:
-        return Session(self._objects, self._settings, head, branch, self._open_store)
+    def _session(self, head: Digest, branch: str | None, turn: Turn | None = None) -> Session:
+        return Session(self._objects, self._settings, head, branch, self._open_store, turn=turn)
 
     def _root(self, commit: Digest | None) -> Entry:
         """Load a commit's snapshot; before the first commit there was nothing."""
@@ -398,8 +399,7 @@ class Combiner:
 
 def _check(branch: str, strategy: Strategy) -> None:
     refs.check_name(branch)
-    if strategy not in STRATEGIES:
-        raise InvalidInputError(f"strategy= is one of {', '.join(STRATEGIES)}, not {strategy!r}")
+    check_strategy(strategy, "strategy=")
 
 
 def _kind(head: Digest, other: Digest, bases: Sequence[Digest]) -> Kind:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from vzarr import history, refs
 from vzarr.author import default_author
+from vzarr.committing import Durability, Settings, check_timeout
 from vzarr.environment import Environment, Txn
 from vzarr.errors import (
     AlreadyExistsError,
@@ -28,10 +29,10 @@ from vzarr.format import (
     encode_format,
     encode_repository,
 )
+from vzarr.history import now
 from vzarr.lmdbfile import probe
 from vzarr.objects import Verify, put_root
 from vzarr.repository import DEFAULT_BRANCH, Repository
-from vzarr.session import Durability, Settings, now
 
 Mode = Literal["r", "r+", "a", "w", "w-"]
 
@@ -88,9 +89,7 @@ def open(  # noqa: A001 - the verb of zarr.open and builtins alike
     _check_choice("verify", verify, Verify)
     if author is not None and (not isinstance(author, str) or not author.strip()):
         raise InvalidInputError(f"author= is text like 'Name <mail>', not {author!r}")
-    if not isinstance(timeout, int | float) or not timeout >= 0:
-        raise InvalidInputError(f"timeout= is a number of seconds, not {timeout!r}")
-    settings = Settings(lambda: author or default_author(), float(timeout), durability)
+    settings = Settings(lambda: author or default_author(), check_timeout(timeout), durability)
     environment = _open_environment(target, mode, settings.author, unsafe=unsafe_network_filesystem)
     return Repository(environment, settings, verify, read_only=mode == "r")
 

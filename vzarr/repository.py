@@ -8,23 +8,26 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args, overload
 
 from vzarr import history, refs
 from vzarr.blame import Blame, bisect, blame
 from vzarr.branches import Branches, Tags
 from vzarr.combine import Combiner, MergePreview
+from vzarr.committing import Settings
 from vzarr.diff import Diff, Side, diff
 from vzarr.environment import Environment
 from vzarr.errors import (
+    BusyError,
     ConflictError,
     InvalidInputError,
     NotARepositoryError,
     ReadOnlyError,
     SessionStateError,
+    StorageError,
 )
 from vzarr.format import (
     CommitRecord,
@@ -35,14 +38,17 @@ from vzarr.format import (
 )
 from vzarr.hierarchy import Hierarchy
 from vzarr.history import Commit
+from vzarr.leases import SessionInfo
 from vzarr.merge import Strategy
 from vzarr.objects import Objects, Overlay, Verify
 from vzarr.refs import ReflogEntry
 from vzarr.reports import Info, Log
 from vzarr.revisions import Revision, resolve
-from vzarr.session import Session, Settings
+from vzarr.session import Isolation, Session
+from vzarr.sessions import list_sessions, resume
 from vzarr.status import Status
 from vzarr.tree import Tree, draw
+from vzarr.turns import Turn
 
 if TYPE_CHECKING:
     import zarr
@@ -158,17 +164,61 @@ class Repository:
 
     # ── sessions ─────────────────────────────────────────────────────────────────────────────────
 
-    def session(self, ref: str | datetime | None = None, *, at: datetime | None = None) -> Session:
+    def session(
+        self,
+        ref: str | datetime | None = None,
+        *,
+        at: datetime | None = None,
+        isolation: Isolation = "snapshot",
+        checkpoint_every: float | None = None,
+    ) -> Session:
         """Open a session: writable on a branch, read-only on anything else.
 
         ``ref`` is a branch (default main), a tag, a commit id or its unique beginning of 4 or more
         digits, ``main~2``, ``main@{2026-03-01}`` or a datetime; ``at=`` means the branch as it was
-        then. Raises ``RefNotFoundError``, ``CommitNotFoundError``, ``InvalidInputError``. O(log n).
+        then. ``isolation="serializable"`` refuses a commit if others changed what the session read:
+        chunks, documents, listings. ``checkpoint_every`` saves uncommitted edits every so many
+        seconds, for ``resume``.
+
+        Raises ``RefNotFoundError``, ``CommitNotFoundError``, ``InvalidInputError``. O(log n).
         """
         self._require_open()
+        _check_isolation(isolation)
         revision = self._revision(ref, at)
         branch = None if self._read_only else revision.branch
-        return Session(self._objects, self._settings, revision.commit, branch, self._make_store)
+        session = Session(
+            self._objects,
+            self._settings,
+            revision.commit,
+            branch,
+            self._make_store,
+            isolation=isolation,
+        )
+        if checkpoint_every is not None and branch is not None:
+            session.checkpoint_every(checkpoint_every)
+        return session
+
+    def sessions(self) -> list[SessionInfo]:
+        """List the sessions that are open now, in all processes, and what dead ones left.
+
+        Each with owner, branch, base, age, bytes staged, and whether it is alive. Of a session in
+        another process that has nothing in the file, only the process and the commit are known;
+        whether it reads or has edits in memory is not. O(sessions · log n).
+        """
+        self._require_open()
+        return list_sessions(self._environment)
+
+    def resume(self, session_id: str) -> Session:
+        """Go on with a session whose process has died, from its last checkpoint.
+
+        ``session_id`` is its id, as ``checkpoint`` gave it and ``sessions`` lists it, or 4 or more
+        digits that it begins with. The session keeps its id, and its checkpoint until it commits.
+
+        Raises ``SessionNotFoundError``, ``BusyError`` while the session is in use,
+        ``SessionStateError`` if it saved nothing, and ``ReadOnlyError``. O(sessions · log n).
+        """
+        self._require_writable()
+        return resume(self._objects, self._settings, self._make_store, session_id)
 
     def _revision(self, ref: str | datetime | None, at: datetime | None = None) -> Revision:
         self._require_open()
@@ -193,32 +243,86 @@ class Repository:
         metadata: Mapping[str, Any] | None = None,
         author: str | None = None,
         merge: Strategy = "fail",
+        isolation: Isolation = "snapshot",
+        exclusive: bool = False,
+        timeout: float | None = None,
+        checkpoint_every: float | None = None,
     ) -> Iterator[VzarrStore]:
         """Give a store whose writes become one commit when the block ends, or leave nothing.
 
         Any exception in the block, ``KeyboardInterrupt`` too, rolls back. No changes, no commit.
-        Raises what ``Session.commit`` raises, ``ConflictError`` above all; nothing is written then.
+
+        ``exclusive=True`` has the branch to itself: it waits for its turn before it begins, all
+        other writers of the branch wait until it ends, and so it never conflicts. It is what
+        SQLite calls BEGIN IMMEDIATE. The queue is fair among threads and processes, Ctrl-C ends the
+        wait, and who is killed loses its turn at once. ``timeout`` is for how many seconds this
+        transaction waits for others, there and at the commit, instead of the repository's.
+
+        ``isolation``, ``checkpoint_every``: see ``session``.
+
+        Raises what ``Session.commit`` raises, ``ConflictError`` above all, and ``BusyError``, whose
+        ``.holder`` says who has the branch; nothing is written then.
         """
         history.check_message(message)
         history.check_metadata(metadata)
-        session = self._writable_session(branch)
-        try:
+        with self._writing(branch, isolation, timeout, exclusive=exclusive) as session:
+            if checkpoint_every is not None:
+                session.checkpoint_every(checkpoint_every)
             yield session.store
             if session.has_changes:
                 session.commit(message, metadata=metadata, author=author, merge=merge)
-        finally:
-            session.close()
 
-    def _writable_session(self, branch: str) -> Session:
-        session = self.session(branch)
-        if session.read_only:
-            reason = (
-                f"{self.path} was opened with mode 'r'; open it with mode 'r+'"
-                if self._read_only
-                else f"{branch!r} is no branch, and commits go to branches"
+    @contextmanager
+    def _writing(
+        self, branch: str, isolation: Isolation, timeout: float | None, *, exclusive: bool
+    ) -> Iterator[Session]:
+        """Give a session on a branch, whose edits are gone when the block ends."""
+        self._require_branch(branch)
+        _check_isolation(isolation)
+        settings = self._settings if timeout is None else self._settings.waiting(timeout)
+        turn = Turn(self._environment, branch)
+        try:
+            if exclusive:
+                turn.acquire(settings.timeout)
+                # Whoever was in the middle of a commit when we got the turn has ended it by then.
+                with self._environment.write(timeout=settings.timeout):
+                    pass
+            head = self._revision(branch).commit
+            session = Session(
+                self._objects,
+                settings,
+                head,
+                branch,
+                self._make_store,
+                turn=turn,
+                isolation=isolation,
+                # Two that each count one up write the same number, and mean two.
+                may_agree=False,
             )
-            raise ReadOnlyError(f"cannot write: {reason}")
-        return session
+            with closing(session):
+                try:
+                    yield session
+                finally:
+                    # What then stays is garbage, and no reason to hide why the block ended.
+                    with suppress(BusyError, StorageError):
+                        session.discard()
+        finally:
+            turn.release()
+
+    def _require_branch(self, branch: str) -> None:
+        """Raise ``ReadOnlyError`` unless commits can go to it."""
+        self._require_writable()
+        if self._revision(branch).branch is None:
+            raise ReadOnlyError(
+                f"cannot write: {branch!r} is no branch, and commits go to branches"
+            )
+
+    def _require_writable(self) -> None:
+        self._require_open()
+        if self._read_only:
+            raise ReadOnlyError(
+                f"cannot write: {self.path} was opened with mode 'r'; open it with mode 'r+'"
+            )
 
     def run(
         self,
@@ -230,31 +334,32 @@ class Repository:
         metadata: Mapping[str, Any] | None = None,
         author: str | None = None,
         merge: Strategy = "fail",
+        isolation: Isolation = "snapshot",
+        exclusive: bool = False,
+        timeout: float | None = None,
     ) -> tuple[str, _T]:
         """Call ``function(store)`` in a transaction, again on the new state after each conflict.
 
         Gives the commit's id (the branch's head if nothing changed) and the function's result. So
         that several processes can append to one array at once. Waits a random, growing time between
-        attempts; raises the last ``ConflictError`` after ``retries`` of them.
+        attempts; raises the last ``ConflictError`` after ``retries`` of them. The rest is as for
+        ``transaction``.
         """
         history.check_message(message)
         history.check_metadata(metadata)
         attempt = 0
         while True:
-            session = self._writable_session(branch)
             try:
-                result = function(session.store)
-                if session.has_changes:
-                    session.commit(message, metadata=metadata, author=author, merge=merge)
+                with self._writing(branch, isolation, timeout, exclusive=exclusive) as session:
+                    result = function(session.store)
+                    if session.has_changes:
+                        session.commit(message, metadata=metadata, author=author, merge=merge)
+                    return session.base, result
             except ConflictError:
                 attempt += 1
                 if attempt > retries:
                     raise
-            else:
-                return session.base, result
-            finally:
-                session.close()
-            limit = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**attempt)
+            limit = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempt, 10))
             time.sleep(limit * secrets.SystemRandom().random())
 
     # ── the short way: a current session ─────────────────────────────────────────────────────────
@@ -327,7 +432,8 @@ class Repository:
             branch = self._branch_in_use if ref is None else ref
             if not isinstance(branch, str):
                 raise InvalidInputError(f"autocommit= needs a branch, not {ref!r}")
-            return VzarrStore(self._writable_session(branch), autocommit=autocommit)
+            self._require_branch(branch)
+            return VzarrStore(self.session(branch), autocommit=autocommit)
         if ref is None:
             return self._make_store(self._session)
         commit = self._revision(ref).commit
@@ -623,11 +729,7 @@ class Repository:
         ).hex()
 
     def _combiner(self, *, writing: bool = True) -> Combiner:
-        self._require_open()
-        if writing and self._read_only:
-            raise ReadOnlyError(
-                f"cannot write: {self.path} was opened with mode 'r'; open it with mode 'r+'"
-            )
+        (self._require_writable if writing else self._require_open)()
         return Combiner(self._objects, self._settings, self._make_store)
 
     def blame(self, path: str, region: Any = None, *, ref: str | datetime | None = None) -> Blame:
@@ -683,6 +785,13 @@ class Repository:
 
     def _snapshot(self, commit: Digest) -> Hierarchy:
         return self._at(self._root(commit))
+
+
+def _check_isolation(isolation: object) -> None:
+    if isolation not in get_args(Isolation):
+        raise InvalidInputError(
+            f"isolation= is {' or '.join(map(repr, get_args(Isolation)))}, not {isolation!r}"
+        )
 
 
 class ReadOnlyCheckoutWarning(UserWarning):

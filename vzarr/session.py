@@ -1,71 +1,52 @@
 """A session: one user's view of one commit, and the edits on top of it until they are committed.
 
-The view is a ``Hierarchy``. Writes gather in a ``ChangeSet`` and are folded into a new hierarchy
-when something must be listed, compared or committed; both trees, the base and the session's own,
-share all nodes that did not change. So "what did I change", "what did they change" and "do the two
-overlap" are comparisons of trees that cost what changed.
+What it shows is its ``Workspace``; this module says who may write, what a commit is made of, and
+what becomes of the edits where another writer was faster.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import socket
-import threading
-import time
-import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, final
 
-from vzarr import history, refs
-from vzarr.changes import ChangeSet, put_blobs
-from vzarr.diff import Diff, Side, diff
-from vzarr.environment import Environment, Txn
-from vzarr.errors import (
-    BusyError,
-    ConflictError,
-    InvalidInputError,
-    ReadOnlyError,
-    SessionStateError,
-    StorageError,
+from vzarr import history, leases, refs
+from vzarr.agreements import agreements
+from vzarr.autosave import Autosave
+from vzarr.committing import (
+    Settings,
+    author_of,
+    on_head,
+    require_head,
 )
+from vzarr.diff import Diff, Side, diff
+from vzarr.environment import Environment
+from vzarr.errors import ConflictError, InvalidInputError, ReadOnlyError, SessionStateError
 from vzarr.format import (
-    MAX_CHUNK_BYTES,
     Blob,
     CommitRecord,
     Digest,
     Entry,
-    LeaseRecord,
     chunk_digest,
-    encode_lease,
 )
-from vzarr.hierarchy import Hierarchy, collect
-from vzarr.merge import STRATEGIES, Strategy, merge, racing_resizes
-from vzarr.objects import BlobSource, Bytes, Objects, Overlay, put_root, root_digest
+from vzarr.hierarchy import Hierarchy
+from vzarr.history import now
+from vzarr.leases import Lease
+from vzarr.merge import Strategy, check_strategy, list_conflicts, merge, racing_resizes
+from vzarr.objects import BlobSource, Bytes, Objects, Overlay, root_digest
+from vzarr.reads import Listing, ReadSet
 from vzarr.status import Status
+from vzarr.turns import Turn
+from vzarr.workspace import Workspace, check_value
 
-Durability = Literal["full", "normal"]
+if TYPE_CHECKING:
+    from vzarr.fork import Fork
 
-# So many edits are folded into the tree, where they take a quarter of the memory.
-_FOLD_EDITS = 50_000
-# So many bytes of new tree nodes are written ahead of the commit.
-_SPILL_NODE_BYTES = 64 << 20
-_MISSING = object()
+Isolation = Literal["snapshot", "serializable"]
 
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a repository was opened with and its sessions need."""
-
-    author: Callable[[], str]
-    timeout: float
-    durability: Durability
-
-
-def now() -> int:
-    """Give the time of a new record, in microseconds since 1970-01-01 UTC."""
-    return time.time_ns() // 1000
+open_sessions: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+"""The sessions of this process that were not closed, by id."""
 
 
 @final
@@ -83,37 +64,46 @@ class Session:
         base: Digest,
         branch: str | None,
         open_store: Callable[[Session], Any],
+        *,
+        turn: Turn | None = None,
+        isolation: Isolation = "snapshot",
+        lease: Lease | None = None,
+        may_agree: bool = True,
     ) -> None:
+        """``turn`` is the caller's place in the queue of the branch's writers, if there is one.
+
+        Unless sessions ``may_agree``, two that changed a thing to the same value conflict.
+
+        With ``lease``, the session goes on from the checkpoint which that names.
+        """
         self._objects = objects
         self._environment: Environment = objects.environment
         self._settings = settings
         self._open_store = open_store
         self._branch = branch
-        self._uuid = uuid.uuid4().bytes
-        self._created = now()
-        self._lock = threading.RLock()
-        self._changes = ChangeSet(self._environment, self._uuid, self._lease, settings.timeout)
-        self._blobs: BlobSource = self._changes
-        self._staged_root: Digest | None = None
+        self._base = base
         self._closed = False
+        self._may_agree = may_agree
+        self._turn = turn or Turn(self._environment, branch or "")
+        self._reads = ReadSet() if isolation == "serializable" else None
         # For autocommit: the newest txn seen, and the commit this session made last.
         self._followed = -1
         self._autocommitted: Digest | None = None
-        self._rebase_on(base)
-
-    def _rebase_on(self, base: Digest) -> None:
-        """Make a commit's snapshot the session's state, without edits."""
-        self._base = base
-        self._base_root: Entry = self._objects.load_root(self._root_of(base))
-        self._overlay = Overlay(self._objects, self._changes)
-        self._view = Hierarchy(self._overlay, self._base_root)
+        self._autosave: Autosave | None = None
+        self._pin = _Pin(self._environment, base)
+        root = base_root = objects.load_root(self._root_of(base))
+        if lease is not None and lease.record.checkpoint is not None:
+            root = objects.load_root(lease.record.checkpoint)
+        self._lease = lease or Lease.create(self._environment, branch or "", base)
+        self._work = Workspace(objects, self._lease, settings.timeout, base_root, root)
+        open_sessions[self.id] = self
 
     # ── what it is ───────────────────────────────────────────────────────────────────────────────
 
     @property
     def id(self) -> str:
         """The session's own id, 32 hexadecimal digits."""
-        return self._uuid.hex()
+        return self._lease.id.hex()
 
     @property
     def branch(self) -> str | None:
@@ -129,6 +119,11 @@ class Session:
     def read_only(self) -> bool:
         """Whether it refuses writes."""
         return self._branch is None
+
+    @property
+    def isolation(self) -> Isolation:
+        """Whether a commit is refused for what others did to things that were only read."""
+        return "snapshot" if self._reads is None else "serializable"
 
     @property
     def environment(self) -> Environment:
@@ -150,11 +145,23 @@ class Session:
     @property
     def has_changes(self) -> bool:
         """Whether there is anything to commit. O(edits since it was last asked)."""
-        return self._folded().root != self._base_root
+        return self._work.root != self._work.base
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """The session's present state as a tree."""
+        return self._work.folded()
+
+    @property
+    def info(self) -> leases.SessionInfo:
+        """What ``repo.sessions`` tells of the session."""
+        found = leases.describe(self._lease.id, self._lease.record, not self._closed)
+        kind: Literal["session", "reader"] = "reader" if self.read_only else "session"
+        return replace(found, kind=kind, branch=self._branch, base=self.base)
 
     def root_id(self) -> str:
         """Give the content id of the session's present state: equal data, equal id. O(edits)."""
-        return root_digest(self._folded().root).hex()
+        return root_digest(self._work.root).hex()
 
     def __repr__(self) -> str:
         what = f"branch {self._branch!r}" if self._branch else "read-only"
@@ -169,33 +176,42 @@ class Session:
 
     def read(self, blob: Blob) -> Bytes:
         """Give the bytes behind a reference, staged or on disk. Raises ``CorruptError``."""
-        staged = self._blobs.staged(blob.digest)
-        return self._objects.fetch(blob) if staged is None else staged
+        return self._work.read(blob)
 
     def find(self, key: str) -> Blob | None:
         """Give the digest and length of a key's value, or None."""
-        found = self._changes.edits.get(key, _MISSING)
-        if found is not _MISSING:
-            assert found is None or isinstance(found, Blob)
-            return found
-        return self._view.find(key)
+        blob = self._work.find(key)
+        # What the session itself wrote tells nothing of others.
+        if self._reads is not None and self._base_view.find(key) == blob:
+            self._reads.note_key(key)
+        return blob
 
     def keys(self, path: str = "") -> Iterator[str]:
         """List every key below a path, as the session is now."""
-        return self._folded().keys(path)
+        self._note_listing(path, "keys")
+        return self._work.folded().keys(path)
 
     def children(self, path: str = "") -> list[str]:
         """List the names that follow a path in keys."""
-        return self._folded().children(path)
+        self._note_listing(path, "names")
+        return self._work.folded().children(path)
 
     def sums(self, path: str = "") -> tuple[int, int]:
         """Count the keys below a path, and the bytes of their values. O(depth · log n)."""
-        return self._folded().sums(path)
+        self._note_listing(path, "sums")
+        return self._work.folded().sums(path)
 
     @property
-    def hierarchy(self) -> Hierarchy:
-        """The session's present state as a tree."""
-        return self._folded()
+    def _base_view(self) -> Hierarchy:
+        return Hierarchy(self._work.overlay, self._work.base)
+
+    def _note_key(self, key: str) -> None:
+        if self._reads is not None:
+            self._reads.note_key(key)
+
+    def _note_listing(self, path: str, kind: Listing) -> None:
+        if self._reads is not None:
+            self._reads.note_listing(path, kind)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
@@ -205,38 +221,29 @@ class Session:
         Raises ``ReadOnlyError``, ``InvalidInputError``, and what stops staging (``FullError``).
         """
         self._require_writable()
-        _check_key(key)
-        if len(data) > MAX_CHUNK_BYTES:
-            raise InvalidInputError(
-                f"the value of {key!r} has {len(data)} bytes, and a chunk holds at most "
-                f"{MAX_CHUNK_BYTES}; use smaller chunks"
-            )
+        check_value(key, data)
+        # One that changes nothing here must still stand against another's.
+        self._note_key(key)
         # Hashed before the lock: threads that write at once hash at once.
-        blob = Blob(chunk_digest(data), len(data))
-        with self._lock:
-            self._changes.put(key, blob, data)
-            self._bound_memory()
+        self._work.put(key, Blob(chunk_digest(data), len(data)), data)
 
     def set_if_absent(self, key: str, data: Bytes) -> None:
         """Set the value of a key that has none."""
-        with self._lock:
+        with self._work.lock:
             if self.find(key) is None:
                 self.set(key, data)
 
     def delete(self, key: str) -> None:
         """Delete a key, if it is there."""
         self._require_writable()
-        with self._lock:
-            # zarr deletes every chunk that holds only fill values; most were never there.
-            if self.find(key) is not None:
-                self._changes.delete(key)
-                self._bound_memory()
+        self._note_key(key)
+        self._work.delete(key)
 
     def delete_below(self, path: str) -> None:
         """Delete every key below a path: a group or array of any size. O(depth · log n)."""
         self._require_writable()
-        with self._lock:
-            self._view = self._folded().remove(path)
+        self._note_listing(path, "keys")
+        self._work.rework(lambda view: view.remove(path))
 
     def move(self, source: str, destination: str) -> None:
         """Move or rename a group or array of any size without touching a chunk. O(depth · log n).
@@ -246,34 +253,31 @@ class Session:
         """
         self._require_writable()
         source, destination = (_node_path(path) for path in (source, destination))
-        with self._lock:
-            self._view = self._folded().move(source, destination)
+        for place in (source, destination):
+            self._note_key(place)
+            self._note_listing(place, "keys")
+        self._work.rework(lambda view: view.move(source, destination))
 
     def rework(self, change: Callable[[Overlay, Entry], Entry]) -> None:
         """Go on from what ``change(objects, root)`` makes of the session's tree: a merge."""
         self._require_writable()
-        with self._lock:
-            root = change(self._overlay, self._folded().root)
-            self._view = Hierarchy(self._overlay, root)
+        overlay = self._work.overlay
+        self._work.rework(lambda view: Hierarchy(overlay, change(overlay, view.root)))
 
     def show(self, root: Entry, overlay: Overlay, blobs: BlobSource) -> None:
         """Show a tree that was made elsewhere and is not to be written: the preview of a merge."""
-        self._blobs, self._overlay, self._view = blobs, overlay, Hierarchy(overlay, root)
+        self._work.preview(root, overlay, blobs)
 
     def discard(self) -> None:
-        """Drop all uncommitted edits."""
-        with self._lock:
-            self._changes.abandon()
-            if self._changes.leased:
-                with self._environment.write(timeout=self._settings.timeout) as txn:
-                    self._changes.release(txn)
-            self._changes.clear()
-            self._rebase_on(self._base)
+        """Drop all uncommitted edits, a checkpoint of them and all forks too."""
+        with self._work.lock:
+            self._work.drop()
+            self._begin(self._base, self._work.base)
 
     def status(self) -> Status:
         """Compare the session with its base: what a commit would record. O(changed nodes)."""
-        view = self._folded()
-        changes = diff(self._overlay, self._base_root, view.root, self._open_side)
+        view = self._work.folded()
+        changes = diff(self._work.overlay, self._work.base, view.root, self._open_side)
         return Status(self._branch, self.base, Diff(self.base[:12], "session", changes))
 
     def _open_side(self, side: Side, path: str) -> Any:
@@ -285,10 +289,21 @@ class Session:
         return zarr.open(base.store, path=path, mode="r")
 
     def close(self) -> None:
-        """Drop uncommitted edits and refuse further writes; reading goes on. Can be repeated."""
+        """Drop uncommitted edits and refuse further writes; reading goes on. Can be repeated.
+
+        What a checkpoint saved stays in the file, for ``repo.resume``; ``discard`` drops that too.
+        """
         if not self._closed and not self.read_only:
-            self.discard()
+            if self._autosave is not None:
+                self._autosave.stop()
+            with self._work.lock:
+                self._work.leave()
+                self._begin(self._base, self._work.base)
         self._closed = True
+        self._lease.close()
+        # The same session may have been resumed in this process.
+        if open_sessions.get(self.id) is self:
+            del open_sessions[self.id]
 
     def _require_writable(self) -> None:
         if self._closed:
@@ -300,47 +315,83 @@ class Session:
                 "store was opened in read-only mode and does not support writing: this session is "
                 f"on commit {self._base.hex()[:12]}, not on a branch; open a branch to write"
             )
+        if self._autosave is not None:
+            self._autosave.raise_failure()
 
-    def _folded(self) -> Hierarchy:
-        """Put the edits into the tree. O(k · depth) for k edits since the last time."""
-        if self._changes.edits:
-            with self._lock:
-                edits = self._changes.edits
-                if edits:
-                    self._view = self._view.edit(edits)
-                    # Only now: a reader in another thread finds an edit here or in the view.
-                    self._changes.edits = {}
-        return self._view
+    # ── work that survives ───────────────────────────────────────────────────────────────────────
 
-    def _bound_memory(self) -> None:
-        if len(self._changes.edits) >= _FOLD_EDITS:
-            self._folded()
-            if self._overlay.nbytes >= _SPILL_NODE_BYTES:
-                self._spill_nodes()
+    def checkpoint(self) -> str:
+        """Save the uncommitted edits, so that they survive a crash; give the session's id.
 
-    def _spill_nodes(self) -> None:
-        """Write the tree nodes so far into the file, unreachable until the commit."""
-        self._changes.flush()
-        nodes, _ = collect(self._overlay, self._view.root)
-        with self._environment.write(timeout=self._settings.timeout, room=_size(nodes)) as txn:
-            _put_nodes(txn, nodes)
-            self._staged_root = put_root(txn, self._view.root)
-            self._changes.note_lease(txn)
-        self._overlay = Overlay(self._objects, self._changes)
-        self._view = Hierarchy(self._overlay, self._view.root)
+        After one, ``repo.sessions`` lists the session and ``repo.resume(id)`` goes on with it in
+        another process; a commit or ``discard`` drops it. On disk when this returns
+        (``durability="full"``). Raises ``SessionStateError`` for a serializable session, of which
+        also what it read would have to survive, ``ReadOnlyError``, ``BusyError``, ``FullError``.
+        Cost: O(k log n) nodes for k edits since the last one, one fsync.
+        """
+        self._require_writable()
+        self._require_snapshot("saved in a checkpoint")
+        self._work.spill(checkpoint=True)
+        if self._settings.durability == "full":
+            self._environment.sync()
+        return self.id
 
-    def _lease(self) -> bytes:
-        return encode_lease(
-            LeaseRecord(
-                pid=os.getpid(),
-                process_started=_process_started(os.getpid()),
-                host=socket.gethostname(),
-                branch=self._branch or "",
-                base=self._base,
-                created=self._created,
-                staged=self._staged_root,
+    def checkpoint_every(self, seconds: float) -> None:
+        """Save a checkpoint in the background every so many seconds in which there were edits.
+
+        What stops it (``FullError``) is raised by the next write or commit.
+        """
+        self._require_writable()
+        self._require_snapshot("saved in a checkpoint")
+        former, self._autosave = self._autosave, Autosave(self, seconds)
+        if former is not None:
+            former.stop()
+
+    def save_if_changed(self) -> None:
+        """Save a checkpoint, unless the last one has all edits."""
+        with self._work.lock:
+            digest = root_digest(self._work.root)
+            last = self._lease.record.checkpoint or root_digest(self._work.base)
+            if not self._closed and digest != last:
+                self.checkpoint()
+
+    def fork(self) -> Fork:
+        """Give a writer that can be pickled: for dask workers and ``multiprocessing``.
+
+        It begins with this session's present state, uncommitted edits too. What it writes, in any
+        process of this machine, goes into the file at once, and becomes part of this session with
+        ``merge_fork``. Raises ``SessionStateError`` for a serializable session, ``ReadOnlyError``,
+        ``BusyError``, ``FullError``. Cost: O(edits · depth) nodes, no fsync.
+        """
+        from vzarr.fork import Fork
+
+        self._require_writable()
+        self._require_snapshot("forked")
+        with self._work.lock:
+            return Fork.create(self._objects, self._settings, self._lease, self._work.spill())
+
+    def merge_fork(self, *forks: Fork, merge: Strategy = "fail") -> None:
+        """Take over what was written to forks of this session: all of them, if none is named.
+
+        Nobody can write to them from here on. What two of them, or one and this session, changed
+        is put together element by element. Raises ``ConflictError`` where that does not work,
+        unless ``merge`` says whose value to take ("ours" is the session's, and that of the forks
+        taken over before); the forks stay as they were then. Raises ``SessionStateError`` for a
+        fork of another session, or one that was taken over. Cost: O(edits · depth).
+        """
+        from vzarr.fork import take_over
+
+        check_strategy(merge, "merge=")
+        self._require_writable()
+        with self._work.lock:
+            take_over(self._objects, self._settings, self._lease, self._work, forks, merge)
+
+    def _require_snapshot(self, what: str) -> None:
+        if self._reads is not None:
+            raise SessionStateError(
+                f"a serializable session cannot be {what}, because what it read is known to its "
+                'process alone; use isolation="snapshot"'
             )
-        )
 
     # ── committing ───────────────────────────────────────────────────────────────────────────────
 
@@ -359,7 +410,8 @@ class Session:
         unchanged and the edits are still here; but for a ``StorageError`` that says the commit is
         made and only its way to the disk failed. Where another writer committed first, the edits
         are rebased on the new head if they touch nothing it changed; else ``ConflictError`` lists
-        the overlaps, unless ``merge`` says whose value to take ("ours", "theirs").
+        the overlaps, unless ``merge`` decides them: "ours", "theirs", or a function that gives the
+        resolution of a ``Conflict``.
 
         Raises ``SessionStateError`` if there is nothing to commit and not ``allow_empty``,
         ``ReadOnlyError``, ``InvalidInputError``, ``BusyError``, ``FullError``, or
@@ -380,7 +432,7 @@ class Session:
         Message, metadata and author are the replaced commit's unless they are given. Raises
         ``ConflictError`` if the branch has moved on since this session began, and as ``commit``.
         """
-        with self._lock:
+        with self._work.lock:
             self._require_writable()
             old = history.get(self._environment, self._base)
             record = replace(
@@ -390,13 +442,39 @@ class Session:
                 message=old.message if message is None else history.check_message(message),
                 metadata=old.metadata if metadata is None else history.check_metadata(metadata),
             )
-            try:
-                return self.commit_as(record, "amend").hex()
-            except HeadMovedError:
-                raise ConflictError(
-                    f"cannot amend {self.base[:12]}: branch {self._branch!r} has moved on since; "
-                    "commit instead"
-                ) from None
+
+            def attempt(head: Digest) -> Digest:
+                if head != self._base:
+                    raise ConflictError(
+                        f"cannot amend {self.base[:12]}: branch {self._branch!r} has moved on "
+                        "since; commit instead"
+                    )
+                return self.commit_as(record, "amend")
+
+            return on_head(self._environment, self._settings, self._turn, attempt).hex()
+
+    def rebase(self, strategy: Strategy = "fail") -> str:
+        """Put the uncommitted edits on top of the branch's present head, and give that one's id.
+
+        After a ``ConflictError``: ``strategy`` decides as ``merge=`` of ``commit`` does. What then
+        is to be committed can be looked at before. Raises ``ConflictError``, with the session as it
+        was, ``ReadOnlyError``, ``RefNotFoundError``. Cost: O(changes on both sides · depth).
+        """
+        check_strategy(strategy, "strategy=")
+        with self._work.lock:
+            self._require_writable()
+            with self._environment.read() as txn:
+                head = refs.head(txn, self._branch or "")
+            if head != self._base:
+                root = self._rebased(head, strategy)
+                self._work.rebase(self._objects.load_root(self._root_of(head)), root)
+                self._base = head
+                self._pin.move(head)
+                self._lease.base = head
+                if self._lease.record.checkpoint is not None:
+                    # It belongs to the base from which it was made.
+                    self.checkpoint()
+            return self.base
 
     def _commit(
         self,
@@ -408,9 +486,8 @@ class Session:
         allow_empty: bool,
     ) -> Digest:
         message, metadata = history.check_message(message), history.check_metadata(metadata)
-        if strategy not in STRATEGIES:
-            raise InvalidInputError(f"merge= is one of {', '.join(STRATEGIES)}, not {strategy!r}")
-        with self._lock:
+        check_strategy(strategy, "merge=")
+        with self._work.lock:
             self._require_writable()
             if not allow_empty and not self.has_changes:
                 raise SessionStateError(
@@ -423,8 +500,8 @@ class Session:
                 root = self._rebased(head, strategy)
                 if not allow_empty and root_digest(root) == self._root_of(head):
                     # The other session committed just what this one would.
-                    self.discard()
-                    self._rebase_on(head)
+                    self._work.drop()
+                    self._begin(head)
                     return head
                 record = CommitRecord(
                     parents=(head,),
@@ -436,37 +513,43 @@ class Session:
                 )
                 return self._record(root, record, head=head, operation="commit")
 
-            return on_head(self._environment, self._settings, self._branch or "", attempt)
+            return on_head(self._environment, self._settings, self._turn, attempt)
 
     def commit_as(
         self, record: CommitRecord, operation: str, *, needs: Sequence[Digest] = ()
     ) -> Digest:
         """Write the session's state as that commit, whose root is filled in, and move the branch.
 
-        Raises ``HeadMovedError`` if the branch is not at the base any more, and
-        ``CommitNotFoundError`` if one of the commits it ``needs`` is gone; else as ``commit``.
+        Raises ``HeadMovedError`` if the branch is not at the base any more, ``BranchTakenError`` if
+        it is not ours to move, and ``CommitNotFoundError`` if one of the commits it ``needs`` is
+        gone; else as ``commit``.
         """
-        with self._lock:
+        with self._work.lock:
             self._require_writable()
-            root = self._folded().root
+            root = self._work.root
             return self._record(root, record, head=self._base, operation=operation, needs=needs)
 
     def _rebased(self, head: Digest, strategy: Strategy) -> Entry:
         """Give the root to commit on top of ``head``: our edits and what others did meanwhile."""
-        ours = self._folded().root
+        work, ours = self._work, self._work.root
         if head == self._base:
             return ours
         theirs = self._objects.load_root(self._root_of(head))
-        merged, conflicts = merge(self._overlay, self._base_root, ours, theirs, strategy)
-        if strategy == "fail":
-            conflicts += racing_resizes(self._overlay, self._base_root, ours, theirs)
+        sides = (work.overlay, work.base, ours, theirs)
+        merged, conflicts = merge(*sides, strategy, may_agree=self._may_agree)
+        changes = work.changes
+        conflicts += racing_resizes(*sides, changes.wrote, changes.deleted, strategy)
+        if not self._may_agree:
+            conflicts += agreements(*sides, strategy)
+        if self._reads is not None:
+            # No strategy helps: what was written may rest on what is not true any more.
+            conflicts += self._reads.stale(work.overlay, work.base, theirs)
         if conflicts:
-            listed = "; ".join(map(str, conflicts[:3]))
-            more = f"; and {len(conflicts) - 3} more" if len(conflicts) > 3 else ""
             raise ConflictError(
                 f"branch {self._branch!r} moved from {self.base[:12]} to {head.hex()[:12]} and "
-                f"changed what this session changes: {listed}{more}. Nothing was committed and the "
-                "edits are kept: commit with merge='ours' or 'theirs', or discard and redo them",
+                f"changed what this session changes or read: {list_conflicts(conflicts)}. Nothing "
+                "was committed and the edits are kept: commit with merge='ours' or 'theirs', or "
+                "discard and redo them, as repo.run does",
                 conflicts=conflicts,
             )
         return merged
@@ -481,38 +564,33 @@ class Session:
         needs: Sequence[Digest] = (),
     ) -> Digest:
         """Write a commit with all it needs and move the branch to it, in one txn or not at all."""
-        branch = self._branch or ""
-        # Staged chunks are in the file before anything names them, those of a merge as well.
-        self._changes.drain()
-        nodes, needed = collect(self._overlay, root)
-        fresh = self._changes.fresh
-        blobs = [(digest, data) for digest, data in fresh.items() if digest in needed]
-        room = _size(nodes) + sum(len(data) for _, data in blobs)
+        unwritten = self._work.unwritten(root)
         record = replace(record, root=root_digest(root))
-        with self._environment.write(timeout=self._settings.timeout, room=room) as txn:
-            if refs.head(txn, branch) != head:
-                raise HeadMovedError
+        timeout, room = self._settings.timeout, unwritten.nbytes
+        with self._environment.write(timeout=timeout, room=room) as txn:
+            require_head(self._environment, txn, self._turn, head)
             # A collection of garbage may have been faster.
-            history.require(txn, needs)
+            history.require(txn, [self._base, *needs])
             # Objects first: nothing can reach them until the ref moves.
-            put_blobs(txn, blobs)
-            _put_nodes(txn, nodes)
-            put_root(txn, root)
+            unwritten.write(txn)
             commit = history.put(txn, record)
             # The ref last, in the same txn: readers see all of it or none.
             subject = record.message.partition("\n")[0]
             why = f"{operation}: {subject}"
-            refs.move_branch(txn, branch, head, commit, record.author, record.time, why)
-            self._changes.release(txn)
-        self._finish(commit)
-        flush(self._environment, self._settings, commit)
+            refs.move_branch(txn, self._turn.branch, head, commit, record.author, record.time, why)
+            self._lease.delete(txn)
+        self._begin(commit)
         return commit
 
-    def _finish(self, commit: Digest) -> None:
-        """Go on from a commit that holds all this session's edits."""
-        self._changes.clear()
-        self._staged_root = None
-        self._rebase_on(commit)
+    def _begin(self, base: Digest, root: Entry | None = None) -> None:
+        """Make a commit's snapshot the session's state, without edits and with nothing staged."""
+        root = root or self._objects.load_root(self._root_of(base))
+        if self._reads is not None and base != self._base:
+            self._reads = ReadSet()
+        self._base = base
+        self._pin.move(base)
+        self._lease.renew(base)
+        self._work.begin(root)
 
     def _root_of(self, commit: Digest) -> Digest:
         return history.get(self._environment, commit).root
@@ -524,12 +602,12 @@ class Session:
         newest = self._environment.last_txn_id()
         if newest == self._followed:
             return
-        with self._lock:
-            if self._branch is not None and not self.has_changes:
+        with self._work.lock:
+            if self._branch is not None and not self._closed and not self.has_changes:
                 with self._environment.read() as txn:
                     head = refs.head(txn, self._branch)
                 if head != self._base:
-                    self._rebase_on(head)
+                    self._begin(head)
                 self._followed = newest
 
     def autocommit(self, message: str, *, each: bool) -> None:
@@ -540,7 +618,7 @@ class Session:
         same document, in between, the last write stands.
         Raises as ``commit``, but no ``ConflictError``. Cost: as ``commit``, and O(refs).
         """
-        with self._lock:
+        with self._work.lock:
             if not self.has_changes:
                 return
             try:
@@ -561,89 +639,27 @@ class Session:
             )
 
 
-class HeadMovedError(Exception):
-    """The branch moved between the preparation of a commit and its txn; never leaves vzarr."""
+class _Pin:
+    """Says to other processes that this one uses a commit, for as long as its session lives."""
 
+    __slots__ = ("_commit", "_environment")
 
-def on_head(
-    environment: Environment,
-    settings: Settings,
-    branch: str,
-    attempt: Callable[[Digest], Digest],
-) -> Digest:
-    """Give what ``attempt(head)`` gives, called again while another writer moves the branch.
+    def __init__(self, environment: Environment, commit: Digest) -> None:
+        self._environment = environment
+        self._commit = commit
+        environment.pin(commit)
 
-    Raises ``BusyError`` once the timeout is over, and ``RefNotFoundError``.
-    """
-    deadline = time.monotonic() + settings.timeout
-    while True:
-        with environment.read() as txn:
-            head = refs.head(txn, branch)
-        try:
-            return attempt(head)
-        except HeadMovedError:
-            # Somebody else made progress. Once more, on top of it.
-            if time.monotonic() > deadline:
-                raise BusyError(
-                    f"branch {branch!r} moved at every attempt to commit for "
-                    f"{settings.timeout:g} s; nothing was committed, try again"
-                ) from None
+    def move(self, commit: Digest) -> None:
+        if commit != self._commit:
+            self._environment.pin(commit)
+            self._environment.unpin(self._commit)
+            self._commit = commit
 
-
-def flush(environment: Environment, settings: Settings, commit: Digest) -> None:
-    """Make the commit that a branch moved to durable, where that was asked for. One fsync."""
-    if settings.durability != "full":
-        return
-    try:
-        environment.sync()
-    except StorageError as error:
-        raise StorageError(
-            f"commit {commit.hex()[:12]} is made and others see it, but the disk did not "
-            f"confirm it, so that a crash of the machine may lose it: {error}",
-            code=error.errno,
-        ) from error
-
-
-def author_of(settings: Settings, author: str | None) -> str:
-    """Give the author of a commit: the one that is named, or the repository's."""
-    if author is None:
-        return settings.author()
-    if not isinstance(author, str) or not author.strip():
-        raise InvalidInputError(f"an author is text like 'Name <mail>', not {author!r}")
-    return author
-
-
-def _put_nodes(txn: Txn, nodes: Mapping[bytes, bytes]) -> None:
-    # In key order LMDB finds the next place beside the last one.
-    for digest in sorted(nodes):
-        txn.put("nodes", digest, nodes[digest], overwrite=False)
-
-
-def _size(nodes: Mapping[bytes, bytes]) -> int:
-    return sum(map(len, nodes.values()))
-
-
-def _check_key(key: str) -> None:
-    if not isinstance(key, str) or not key:
-        raise InvalidInputError(f"a key is a string that is not empty, not {key!r}")
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(f"the key {key!r} is not valid Unicode: {error}") from error
+    def __del__(self) -> None:
+        self._environment.unpin(self._commit)
 
 
 def _node_path(path: str) -> str:
     if not isinstance(path, str):
         raise InvalidInputError(f"a path is a string like 'group/array', not {path!r}")
     return path.strip("/")
-
-
-@functools.lru_cache(maxsize=1)
-def _process_started(pid: int) -> int:
-    """When a process began, in clock ticks since boot; 0 where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            # The second field, the command, may itself hold spaces and parentheses.
-            return int(stat.read().rpartition(b")")[2].split()[19])
-    except OSError:
-        return 0

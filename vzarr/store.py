@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import weakref
+import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -21,8 +22,9 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from vzarr.errors import NotFoundError, ReadOnlyError, SessionStateError
+from vzarr.fork import Fork
 from vzarr.objects import LARGE_BYTES, Bytes, copy
-from vzarr.session import Session
+from vzarr.session import Session, open_sessions
 
 if TYPE_CHECKING:
     from vzarr.opening import Mode
@@ -36,19 +38,18 @@ SCHEME = "vzarr://"
 # event loop go on with other chunks meanwhile.
 _OFFLOAD_BYTES = 256 << 10
 
-_sessions: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
-
 
 @final
 class VzarrStore(Store):
-    """A session through zarr's Store interface: pass it to zarr, xarray or dask.
+    """A session, or a fork of one, through zarr's Store interface: for zarr, xarray and dask.
 
     To zarr it is a flat map from keys to bytes: any key, in any order. Thread-safe. Reads and
     writes are the session's: nothing is on a branch before the session commits, unless
     ``autocommit`` is on.
 
-    Within its process a pickled store is the same session's. In another one a store that only reads
-    becomes one of the same commit; a writable store, or one that shows uncommitted work, raises
+    A fork's store can be pickled, and written to in any process of this machine. Within its process
+    a session's pickled store is the same session's. In another one a store that only reads becomes
+    one of the same commit; a session's writable store, or one that shows uncommitted work, raises
     ``SessionStateError`` there.
     """
 
@@ -60,19 +61,17 @@ class VzarrStore(Store):
     supports_consolidated_metadata: bool = False
 
     def __init__(
-        self, session: Session, *, read_only: bool = False, autocommit: Autocommit = False
+        self, session: Session | Fork, *, read_only: bool = False, autocommit: Autocommit = False
     ) -> None:
         super().__init__(read_only=read_only or session.read_only)
         self._session = session
         self._autocommit = autocommit
         # Opened for this store alone (``open_store``), and closed with it.
         self._repository: Repository | None = None
-        if not session.read_only:
-            _sessions[session.id] = session
 
     @property
-    def session(self) -> Session:
-        """The session below."""
+    def session(self) -> Session | Fork:
+        """The session or fork below."""
         return self._session
 
     def with_read_only(self, read_only: bool = False) -> VzarrStore:
@@ -107,7 +106,9 @@ class VzarrStore(Store):
         return session.environment.path, state, self.read_only, self._autocommit
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return self._session.environment.path, self._session.root_id()
+        # Of a fork, more may be written at any time.
+        state = uuid.uuid4().hex if isinstance(self._session, Fork) else self._session.root_id()
+        return self._session.environment.path, state
 
     def __str__(self) -> str:
         return f"{SCHEME}{self._session.environment.path}"
@@ -119,6 +120,8 @@ class VzarrStore(Store):
 
     def __reduce__(self) -> tuple[Any, ...]:
         session = self._session
+        if isinstance(session, Fork):
+            return _of_fork, (session, self.read_only)
         if session.read_only:
             return open_store, (session.environment.path, "r", session.base)
         # What others can find in the file, without the process that writes.
@@ -248,18 +251,27 @@ class VzarrStore(Store):
     async def set(self, key: str, value: Buffer) -> None:
         """Set the value of a key; the bytes are copied before this returns."""
         self._check_writable()
-        if isinstance(value, Buffer) and len(value) >= _OFFLOAD_BYTES:
+        self._is_open = True
+        if isinstance(self._session, Fork):
+            await _set_in(self._session, key, value)
+        elif isinstance(value, Buffer) and len(value) >= _OFFLOAD_BYTES:
             await asyncio.to_thread(self.set_sync, key, value)
         else:
             self.set_sync(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Set the value of a key that has none: one step to other threads."""
+        """Set the value of a key that has none: one step to other threads.
+
+        In a fork, also to the other processes that have it.
+        """
         self._check_writable()
         self._is_open = True
         self._follow()
-        self._session.set_if_absent(key, _copy(key, value))
-        self._commit_each(key)
+        if isinstance(self._session, Fork):
+            await asyncio.to_thread(self._session.set_if_absent, key, _copy(key, value))
+        else:
+            self._session.set_if_absent(key, _copy(key, value))
+            self._commit_each(key)
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
         for key, value in values:
@@ -267,15 +279,24 @@ class VzarrStore(Store):
 
     async def delete(self, key: str) -> None:
         """Delete a key, if it is there."""
-        self.delete_sync(key)
+        if isinstance(self._session, Fork):
+            self._check_writable()
+            self._is_open = True
+            await _written(self._session.begin_delete(key))
+        else:
+            self.delete_sync(key)
 
     async def delete_dir(self, prefix: str) -> None:
-        """Delete every key below a path, in one step whatever their number."""
+        """Delete every key below a path: in one step, whatever their number, unless in a fork."""
         self._check_writable()
         self._is_open = True
         self._follow()
-        self._session.delete_below(prefix.rstrip("/"))
-        self._commit_each(prefix)
+        path = prefix.rstrip("/")
+        if isinstance(self._session, Fork):
+            await asyncio.to_thread(self._session.delete_below, path)
+        else:
+            self._session.delete_below(path)
+            self._commit_each(prefix)
 
     async def clear(self) -> None:
         """Delete every key."""
@@ -297,12 +318,27 @@ class VzarrStore(Store):
 
     def _follow(self) -> None:
         """With autocommit, go to the branch's present head, as other stores would show it."""
-        if self._autocommit:
+        if self._autocommit and isinstance(self._session, Session):
             self._session.follow()
 
     def _commit_each(self, key: str) -> None:
-        if self._autocommit:
+        if self._autocommit and isinstance(self._session, Session):
             self._session.autocommit(f"write {key}", each=self._autocommit == "each")
+
+
+async def _set_in(fork: Fork, key: str, value: Buffer) -> None:
+    """Set a value of a fork. Others that come while this waits for the file share its next txn."""
+
+    def begin() -> Future[None]:
+        return fork.begin_set(key, _copy(key, value))
+
+    large = isinstance(value, Buffer) and len(value) >= _OFFLOAD_BYTES
+    await _written(await asyncio.to_thread(begin) if large else begin())
+
+
+async def _written(future: Future[None]) -> None:
+    # Shielded, because others wait for it too: to cancel this task must not cancel their writes.
+    await asyncio.shield(asyncio.wrap_future(future))
 
 
 def _copy(key: str, value: Buffer) -> Bytes:
@@ -381,6 +417,10 @@ def open_store(
     return store
 
 
+def _of_fork(fork: Fork, read_only: bool) -> VzarrStore:
+    return VzarrStore(fork, read_only=read_only)
+
+
 def _find(
     pid: int,
     path: str,
@@ -390,16 +430,15 @@ def _find(
     autocommit: Autocommit,
 ) -> VzarrStore:
     """Unpickle a store of a writable session: the same session, if this is its process."""
-    session = _sessions.get(session_id) if pid == os.getpid() else None
+    session = open_sessions.get(session_id) if pid == os.getpid() else None
     if session is not None:
         return VzarrStore(session, read_only=read_only, autocommit=autocommit)
     if commit is not None:
         return open_store(path, "r", commit)
     raise SessionStateError(
         f"a writable store was unpickled in process {os.getpid()}, and its session with the "
-        f"uncommitted work is, or was, in process {pid}. Commit first and send a read-only store, "
-        "or open a session or transaction of its own in each process; fork() of a session is not "
-        "offered yet"
+        f"uncommitted work is, or was, in process {pid}. Send it the store of session.fork(), and "
+        "join what was written with session.merge_fork(); or open a transaction in each process"
     )
 
 

@@ -1,25 +1,29 @@
-"""vzarr for xarray: ``xr.open_dataset("ocean.vzarr")``, with ``branch=`` and ``ref=``.
+"""vzarr for xarray: ``xr.open_dataset("ocean.vzarr", branch=…)``, and ``to_vzarr`` for dask.
 
-xarray finds this through the entry point ``xarray.backends`` and imports it when it is used.
+xarray finds the first through the entry point ``xarray.backends`` and imports it when it is used.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from xarray.backends import BackendEntrypoint
 from xarray.backends.zarr import ZarrBackendEntrypoint
 
-from vzarr.errors import InvalidInputError
+from vzarr.errors import InvalidInputError, VzarrError
+from vzarr.fork import Fork
+from vzarr.session import Session
 from vzarr.store import SCHEME, SUFFIX, VzarrStore, open_store
 
 if TYPE_CHECKING:
     import xarray
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 _PARAMETERS = (
     "mask_and_scale",
@@ -148,3 +152,116 @@ def _close_part(
     still_open.discard(name)
     if not still_open:
         store.close()
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_vzarr(
+    data: xarray.Dataset | xarray.DataArray | xarray.DataTree,
+    session: Session,
+    *,
+    group: str | None = None,
+    mode: Literal["w", "w-", "a", "a-", "r+"] | None = None,
+    append_dim: Hashable | None = None,
+    region: Mapping[str, slice | Literal["auto"]] | Literal["auto"] | None = None,
+    encoding: Mapping[str, Any] | None = None,
+    safe_chunks: bool = True,
+    align_chunks: bool = False,
+    zarr_format: Literal[2, 3] | None = None,
+    write_empty_chunks: bool | None = None,
+    chunkmanager_store_kwargs: Mapping[str, Any] | None = None,
+    compute: bool = True,
+) -> DelayedWrite | None:
+    """Write a dataset, data array or tree in a session; dask's workers write into the file.
+
+    Works with all schedulers of dask: workers may be threads, processes, or a distributed cluster
+    on this machine. Arguments are those of ``to_zarr``; nothing is on the branch before the session
+    commits. With ``compute=False`` only metadata and what is in memory are written, and the rest by
+    the result's ``compute``.
+
+    Where there are dask arrays, the session has all of it when this returns and nothing of it when
+    it raises. Else it is ``to_zarr`` on the session's store, which may stop half way. Raises what
+    xarray does, also for dask chunks that share a zarr chunk, and what ``Session.fork`` and
+    ``merge_fork`` do. Cost: a flush of the disk for every few chunks of each worker.
+    """
+    if not isinstance(session, Session):
+        raise InvalidInputError(
+            f"to_vzarr writes in a session, not in {session!r}: repo.session(...) gives one, and "
+            "in a transaction it is store.session"
+        )
+    chosen = {
+        "group": group,
+        "mode": mode,
+        "append_dim": append_dim,
+        "region": region,
+        "encoding": encoding,
+        "safe_chunks": safe_chunks,
+        # Only what was asked for: earlier releases of xarray do not know all.
+        "align_chunks": align_chunks or None,
+        "zarr_format": zarr_format,
+        "write_empty_chunks": write_empty_chunks,
+        "chunkmanager_store_kwargs": chunkmanager_store_kwargs,
+    }
+    options = {name: value for name, value in chosen.items() if value is not None}
+    # Not what mypy knows: a union of three methods with overloads.
+    to_zarr: Any = data.to_zarr
+    if compute and not _is_lazy(data):
+        to_zarr(session.store, consolidated=False, **options)
+        return None
+    fork = session.fork()
+    with _discarding(fork):
+        delayed = to_zarr(fork.store, consolidated=False, compute=compute, **options)
+        if compute:
+            session.merge_fork(fork)
+            return None
+    return DelayedWrite(session, fork, delayed)
+
+
+@final
+class DelayedWrite:
+    """What ``to_vzarr(compute=False)`` has yet to write. Not for ``dask.compute``."""
+
+    def __init__(self, session: Session, fork: Fork, delayed: Any) -> None:
+        self._session = session
+        self._fork = fork
+        self._delayed = delayed
+
+    def compute(self, **options: Any) -> None:
+        """Write the chunks, and let the session have all of it. ``options`` are for dask.
+
+        Raises what computing them does, ``ConflictError`` where the session has changed the same
+        things meanwhile, and ``SessionStateError`` once it has ended, or has it already. After an
+        error it can be repeated.
+        """
+        self._delayed.compute(**options)
+        self._session.merge_fork(self._fork)
+
+    def discard(self) -> None:
+        """Give it up: the session does not get anything of it."""
+        self._fork.discard()
+
+
+@contextmanager
+def _discarding(fork: Fork) -> Iterator[None]:
+    """Discard a fork if the block fails."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            fork.discard()
+        except VzarrError as failure:
+            error.add_note(f"What was written before it failed could not be dropped: {failure}")
+        raise
+
+
+def _is_lazy(data: xarray.Dataset | xarray.DataArray | xarray.DataTree) -> bool:
+    """Whether dask, or another that computes by chunks, has to make some of the values."""
+    import xarray
+
+    if isinstance(data, xarray.DataArray):
+        variables = [data.variable, *(coordinate.variable for coordinate in data.coords.values())]
+    else:
+        nodes = data.subtree if isinstance(data, xarray.DataTree) else [data]
+        variables = [variable for node in nodes for variable in node.variables.values()]
+    return any(variable.chunks is not None for variable in variables)

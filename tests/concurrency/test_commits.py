@@ -142,7 +142,7 @@ def test_a_killed_transaction_leaves_nothing_and_blocks_nobody(filled):
         with repo.transaction("main", "never") as store:
             for number in range(10):
                 store.session.set(f"big/{number}", bytes([number]) * 100_000)
-            store.session._changes.drain()
+            store.session._work.changes.drain()
             print("staged", flush=True)
             sys.stdin.read()
         """,

@@ -303,6 +303,7 @@ def rebase(repo, ours: dict[str, bytes | None], theirs: dict[str, bytes | None],
         ({"b/zarr.json": GROUP}, {"a/c/2": b"y"}),
         ({"file": b"x"}, {"other": b"y"}),
         ({"a/c/0": b"x"}, {"a/zarr.json": array(80), "a/c/1": b"y"}),
+        ({"a/zarr.json": array(50), "o": b"1"}, {"a/zarr.json": array(50)}),
     ],
 )
 def test_what_does_not_overlap_is_rebased(filled, ours, theirs):
@@ -319,7 +320,11 @@ OVERLAPS = [
     ({"a/c/0": None}, {"a/c/0": b"y"}, "chunk"),
     ({"a/c/3": b"x"}, {"a/c/3": b"y"}, "chunk"),
     ({"a/zarr.json": array(units="K")}, {"a/zarr.json": array(units="C")}, "document"),
-    ({"a/zarr.json": array(50), "o": b"1"}, {"a/zarr.json": array(50)}, "document"),
+    (
+        {"a/zarr.json": array(50), "a/c/4": b"x", "o": b"1"},
+        {"a/zarr.json": array(50), "a/c/4": b"x"},
+        "document",
+    ),
     ({"file": b"x"}, {"file": b"y"}, "file"),
     ({"b/zarr.json": GROUP}, {"b/zarr.json": array()}, "node"),
     ({"b/zarr.json": array()}, {"b/c/0": b"x"}, "node"),
@@ -547,7 +552,7 @@ class LazyFuture:
 @pytest.mark.parametrize("resolve", ["commit", "amend"])
 def test_staged_bytes_are_in_the_file_before_the_branch_moves(filled, monkeypatch, resolve):
     monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
-    monkeypatch.setattr("vzarr.changes._submit", LazyFuture)
+    monkeypatch.setattr("vzarr.changes.submit", LazyFuture)
     session = filled.session("main")
     session.set("a/c/0", b"staged")
     getattr(session, resolve)("x")
@@ -560,7 +565,7 @@ def test_what_a_merge_makes_is_in_the_file_before_the_branch_moves(filled, monke
     commit(other, "theirs", **{"a/zarr.json": array(40, long="T")})
     mine.set("a/zarr.json", array(40, units="K"))
     monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
-    monkeypatch.setattr("vzarr.changes._submit", LazyFuture)
+    monkeypatch.setattr("vzarr.changes.submit", LazyFuture)
     mine.commit("ours")
     assert b"units" in filled.session("main").get("a/zarr.json")
     assert mine.environment.info().entries["sessions"] == 0
@@ -601,8 +606,8 @@ def test_nodes_spill_and_the_commit_is_the_same(repo, monkeypatch, tmp_path):
 
     with vzarr.open(tmp_path / "other.vzarr") as other:
         expected = fill(other)
-    monkeypatch.setattr("vzarr.session._FOLD_EDITS", 500)
-    monkeypatch.setattr("vzarr.session._SPILL_NODE_BYTES", 10_000)
+    monkeypatch.setattr("vzarr.workspace._FOLD_EDITS", 500)
+    monkeypatch.setattr("vzarr.workspace._SPILL_NODE_BYTES", 10_000)
     assert fill(repo) == expected
     assert repo.session("main").environment.info().entries["sessions"] == 0
 
