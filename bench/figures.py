@@ -30,6 +30,7 @@ MIB = 1 << 20
 BULK_CHUNKS = 1024
 ROUNDS = 5
 COMMIT_ROUNDS = 200
+COLD_RUNS = 7
 
 
 def milliseconds(seconds: float) -> str:
@@ -115,14 +116,14 @@ def run_python(code: str) -> list[float]:
     return [float(number) for number in output.split()]
 
 
-def cold_open(directory: Path, sizes: list[int]) -> None:
+def cold_open(directory: Path, sizes: list[int], runs: int) -> None:
     """Open in a fresh process, main's session, one chunk: time beyond imports."""
     for size in sizes:
         path = str(directory / f"commit-{size}.vzarr")
         code = COLD.format(path=path, chunk=size // 3)
-        times = [run_python(code)[0] for _ in range(7)]
+        times = [run_python(code)[0] for _ in range(runs)]
         print(f"cold open + one chunk, {size:>9,} chunks: {milliseconds(statistics.median(times))}")
-    times = [run_python(IMPORT)[0] for _ in range(7)]
+    times = [run_python(IMPORT)[0] for _ in range(runs)]
     print(f"import vzarr beyond import zarr: {milliseconds(statistics.median(times))}")
 
 
@@ -298,8 +299,10 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = [1_000, 100_000] + ([1_000_000] if arguments.large else [])
     count, keys, chunks, gigabytes = 5_000, 100_000, BULK_CHUNKS, 10 if arguments.large else 2
+    runs = COLD_RUNS
     if arguments.tiny:
         sizes, count, keys, chunks, gigabytes = [100, 1_000], 50, 1_000, 8, 0
+        runs = 1
     print(json.dumps({"zarr": zarr.__version__, "python": sys.version.split()[0]}))
     with tempfile.TemporaryDirectory(dir=".") as name:
         directory = Path(name)
@@ -307,7 +310,7 @@ def main() -> None:
         if wanted in (None, "commit", "cold", "diff"):
             one_chunk_commit(directory, sizes)
         if wanted in (None, "cold"):
-            cold_open(directory, sizes)
+            cold_open(directory, sizes, runs)
         if wanted in (None, "diff"):
             diffing(directory, sizes[-1])
         if wanted in (None, "small"):
