@@ -77,7 +77,7 @@ class Other:
         if method == "forkserver":
             context.set_forkserver_preload(["vzarr", "zarr"])
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, theirs, *arguments))
+        self.process = context.Process(target=_serve, args=(work, theirs, *arguments), daemon=True)
         self.process.start()
         theirs.close()
         assert self.process.pid is not None

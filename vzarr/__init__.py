@@ -32,7 +32,10 @@ from vzarr.errors import (
     StorageError,
     VzarrError,
 )
+from vzarr.findings import Problem, Report
+from vzarr.fork import Fork
 from vzarr.history import Commit
+from vzarr.leases import SessionInfo
 from vzarr.merge import Conflict
 from vzarr.opening import delete, exists, open  # noqa: A004 - vzarr.open, as zarr.open
 from vzarr.refs import ReflogEntry, Tag
@@ -56,6 +59,7 @@ __all__ = [
     "ConflictError",
     "CorruptError",
     "Diff",
+    "Fork",
     "FormatError",
     "FormatVersionError",
     "FullError",
@@ -68,12 +72,15 @@ __all__ = [
     "NodeChange",
     "NotARepositoryError",
     "NotFoundError",
+    "Problem",
     "ReadOnlyCheckoutWarning",
     "ReadOnlyError",
     "RefNotFoundError",
     "ReflogEntry",
+    "Report",
     "Repository",
     "Session",
+    "SessionInfo",
     "SessionNotFoundError",
     "SessionStateError",
     "Status",

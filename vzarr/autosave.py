@@ -6,7 +6,7 @@ import threading
 import weakref
 from typing import Protocol, final
 
-from vzarr.errors import InvalidInputError, VzarrError
+from vzarr.errors import InvalidInputError
 
 
 class Saveable(Protocol):
@@ -28,7 +28,7 @@ class Autosave:
             raise InvalidInputError(
                 f"checkpoint_every= is a number of seconds above 0, not {seconds!r}"
             )
-        self._failure: VzarrError | None = None
+        self._failure: Exception | None = None
         self._stopped = threading.Event()
         reference = weakref.ref(session, lambda _: self._stopped.set())
         threading.Thread(
@@ -54,7 +54,7 @@ class Autosave:
             self._failure = None
             try:
                 session.save_if_changed()
-            except VzarrError as error:
+            except Exception as error:  # noqa: BLE001 - work is not being saved, for any reason
                 # For the thread that writes: its next write raises it.
                 self._failure = error
             del session

@@ -59,7 +59,7 @@ class NodeStore(Protocol):
         """Keep the bytes of a node; return their digest."""
 
 
-def _ending(level: int, keys: Iterable[bytes]) -> list[bytes]:
+def ending(level: int, keys: Iterable[bytes]) -> list[bytes]:
     """Pick those of the keys that end their node on a level by their hash."""
     if level >= _HASHED_LEVELS:
         return []
@@ -295,10 +295,10 @@ class Tree:
 
     def _check(self, ref: bytes, node: Node, *, is_last: bool) -> None:
         """Check a node and all below. The last one of a level may end anywhere."""
-        ending = _ending(node.level, node.keys)
-        if ending not in ([], node.keys[-1:]):
+        ends = ending(node.level, node.keys)
+        if ends not in ([], node.keys[-1:]):
             raise _corrupt(ref, "it goes on after a key that ends a node")
-        if not (ending or is_last or len(node.keys) == MAX_ENTRIES):
+        if not (ends or is_last or len(node.keys) == MAX_ENTRIES):
             raise _corrupt(ref, "it ends at a key that ends no node")
         if REFERENCE.unpack(ref)[1:] != _sums(node.level, node.values, self._measure):
             raise _corrupt(ref, "its sums are not those that the reference to it says")
@@ -611,7 +611,7 @@ class _Rewrite:
     ) -> None:
         """Add entries to a run, and end it after those of the candidates that end a node."""
         start = 0
-        for key in _ending(level, candidates):
+        for key in ending(level, candidates):
             stop = bisect_right(keys, key, start)
             if stop > start and keys[stop - 1] == key:
                 self._fill(level, keys[start:stop], values[start:stop])

@@ -21,7 +21,7 @@ from vzarr.errors import AlreadyExistsError, NotFoundError
 from vzarr.merge import format_region
 
 if TYPE_CHECKING:
-    from vzarr.cli import Output
+    from vzarr.output import Output
 
 Months = Sequence[tuple[str, Callable[[vzarr.VzarrStore], object]]]
 """For each month its name, and what appends it to a store."""

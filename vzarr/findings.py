@@ -60,7 +60,7 @@ class Place:
     after: bytes | None = None
     """It lies in its tree behind this key; None where it is at the beginning."""
     upto: bytes = b""
-    """The last key of its tree that it concerns."""
+    """The last key of its tree that it concerns; empty where that is not known."""
     count: int = 0
     """How many keys that concerns, where a node is lost."""
     nbytes: int = 0
@@ -178,7 +178,7 @@ def cost_of(place: Place, where: str) -> str:
         case "snapshot":
             return f"nothing can be read {where}"
         case "directory":
-            return f"{_lost(place)} in {what} cannot be read {where}: members {_span(place)}"
+            return f"{_lost(place)} in {what} cannot be read {where}: {_span(place)}"
         case "entry":
             return f"{what}, with all below it, cannot be read {where}"
         case "layout":
@@ -192,7 +192,7 @@ def cost_of(place: Place, where: str) -> str:
         case "sums":
             return f"counts and sizes of {what} are wrong {where}; the data can be read"
         case "tree":
-            return f"{what} may differ from its like in comparisons {where}; the data can be read"
+            return f"comparisons and merges of {what} may go wrong {where}; the data can be read"
         case "index":
             within = f", within {_elements(place, what)}," if place.region is not None else ""
             return f"{_lost(place)} of {what}{within} cannot be read {where}"
@@ -206,10 +206,12 @@ def _lost(place: Place) -> str:
 
 
 def _span(place: Place) -> str:
+    if not place.upto:
+        return "all members"
     last = place.upto.decode(errors="backslashreplace")
     if place.after is None:
-        return f"up to {last!r}"
-    return f"after {place.after.decode(errors='backslashreplace')!r}, up to {last!r}"
+        return f"members up to {last!r}"
+    return f"members after {place.after.decode(errors='backslashreplace')!r}, up to {last!r}"
 
 
 def _without(document: str | None, what: str) -> str:

@@ -35,7 +35,7 @@ from vzarr.marking import Marks
 from vzarr.objects import Objects
 from vzarr.turns import Turn
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], object]
 """Called with how many objects are done, of how many, and with what is being done."""
 
 # What one write txn may delete and for how long, so that others need not wait.

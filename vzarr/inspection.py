@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import final
 
-from vzarr.btree import _ending as ending
+from vzarr.btree import ending
 from vzarr.errors import CorruptError
 from vzarr.evidence import MISSING, Loader, LostError, Values, wrong_length
 from vzarr.findings import Kind, Place
@@ -202,7 +202,7 @@ class Inspection:
     def _judged(self, tree: TreeRef, known: _Known | str, kind: Kind) -> list[Place]:
         """Add to the damage of a tree what only the reference to it can tell."""
         if isinstance(known, str):
-            return [_all_of(kind, known, tree, b"\xff")]
+            return [_all_of(kind, known, tree, b"")]
         places = list(known.places)
         if known.level and known.size == 1:
             message = f"the root node {_name(tree.digest)} of a tree has a single child"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args, overlo
 from vzarr import history, refs
 from vzarr.blame import Blame, bisect, blame
 from vzarr.branches import Branches, Tags
+from vzarr.check import Progress, check
 from vzarr.combine import Combiner, MergePreview
 from vzarr.committing import Settings
 from vzarr.diff import Diff, Side, diff
@@ -29,6 +30,7 @@ from vzarr.errors import (
     SessionStateError,
     StorageError,
 )
+from vzarr.findings import Level, Report
 from vzarr.format import (
     CommitRecord,
     Digest,
@@ -253,7 +255,7 @@ class Repository:
         Any exception in the block, ``KeyboardInterrupt`` too, rolls back. No changes, no commit.
 
         ``exclusive=True`` has the branch to itself: it waits for its turn before it begins, all
-        other writers of the branch wait until it ends, and so it never conflicts. It is what
+        who commit to the branch wait until it ends, and so it never conflicts. It is what
         SQLite calls BEGIN IMMEDIATE. The queue is fair among threads and processes, Ctrl-C ends the
         wait, and who is killed loses its turn at once. ``timeout`` is for how many seconds this
         transaction waits for others, there and at the commit, instead of the repository's.
@@ -772,6 +774,21 @@ class Repository:
             lambda commit: bool(test(self.store(commit.id))),
             progress,
         )
+
+    # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
+
+    def check(self, level: Level = "quick", *, progress: Progress | None = None) -> Report:
+        """Check that the repository is whole; give all problems, with what each costs.
+
+        "quick" looks at LMDB's structure, refs, commits, directories, documents and indexes, and
+        whether each chunk is there; "full" also at the bytes of every chunk, at reflogs and
+        sessions, and counts garbage. Damage is reported and never raised. Others may write
+        meanwhile. ``progress(done, total, what)`` is called now and then. Raises
+        ``InvalidInputError`` for a level there is not, and ``SessionStateError`` once closed. Some
+        7 µs a chunk and 80 µs a tree node; "full" reads the whole file.
+        """
+        self._require_open()
+        return check(self._objects, level, progress=progress)
 
     def root_id(self, ref: str | datetime | None = None) -> str:
         """Give the content id of a ref's snapshot: equal data, equal id, in any file. O(log n)."""

@@ -221,6 +221,8 @@ class Session:
         Raises ``ReadOnlyError``, ``InvalidInputError``, and what stops staging (``FullError``).
         """
         self._require_writable()
+        if self._autosave is not None:
+            self._autosave.raise_failure()
         check_value(key, data)
         # One that changes nothing here must still stand against another's.
         self._note_key(key)
@@ -315,8 +317,6 @@ class Session:
                 "store was opened in read-only mode and does not support writing: this session is "
                 f"on commit {self._base.hex()[:12]}, not on a branch; open a branch to write"
             )
-        if self._autosave is not None:
-            self._autosave.raise_failure()
 
     # ── work that survives ───────────────────────────────────────────────────────────────────────
 
@@ -339,7 +339,7 @@ class Session:
     def checkpoint_every(self, seconds: float) -> None:
         """Save a checkpoint in the background every so many seconds in which there were edits.
 
-        What stops it (``FullError``) is raised by the next write or commit.
+        What stops it (``FullError``) is raised by the next ``set``.
         """
         self._require_writable()
         self._require_snapshot("saved in a checkpoint")

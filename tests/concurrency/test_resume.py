@@ -345,7 +345,8 @@ def transact(pipe: Connection, path: Path) -> None:
         repo.transaction("main", "never", exclusive=True, checkpoint_every=0.01) as store,
     ):
         store.session.set("file", b"saved")
-        store.session._work.changes.flush()
+        with store.session._work.lock:
+            store.session._work.changes.flush()
         pipe.send(store.session.id)
         pipe.recv()
 

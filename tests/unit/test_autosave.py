@@ -249,7 +249,9 @@ def test_another_interval_takes_the_place_of_the_first(repo: vzarr.Repository) -
     session.close()
 
 
-@pytest.mark.parametrize("error", [FullError("no room"), BusyError("another one writes")])
+@pytest.mark.parametrize(
+    "error", [FullError("no room"), BusyError("another one writes"), MemoryError()]
+)
 def test_what_stops_it_is_raised_by_the_next_write(
     repo: vzarr.Repository, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import gc
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.storage import MemoryStore
 
 import vzarr
-from vzarr import InvalidInputError, RefNotFoundError, Repository, Session
-from vzarr.xarray import VzarrBackendEntrypoint
+from vzarr import (
+    BusyError,
+    ConflictError,
+    InvalidInputError,
+    ReadOnlyError,
+    RefNotFoundError,
+    Repository,
+    Session,
+    SessionStateError,
+)
+from vzarr.fork import Fork
+from vzarr.xarray import VzarrBackendEntrypoint, to_vzarr
 
 # xarray writes text of a fixed length, and dates, with types of which zarr says so.
 pytestmark = pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
@@ -146,6 +158,265 @@ class TestWriting:
         later.compute()
         repo.commit("later")
         xr.testing.assert_identical(xr.open_zarr(repo.store("main")).compute(), ocean(8))
+
+
+def lazy_ocean(days: int = 4, start: str = "2026-03-01") -> xr.Dataset:
+    return ocean(days, start).chunk(time=2)
+
+
+IN_MEMORY = ocean()
+
+
+def lazy_tree() -> xr.DataTree:
+    return tree().chunk(time=1)
+
+
+def plainly(write: Callable[[MemoryStore], object]) -> dict[str, bytes]:
+    """What xarray writes to zarr's own store."""
+    values: dict = {}
+    write(MemoryStore(values))
+    return {key: value.to_bytes() for key, value in values.items()}
+
+
+def content(session: Session) -> dict[str, bytes]:
+    return {key: bytes(session.get(key)) for key in session.keys()}  # noqa: SIM118
+
+
+def with_blocks(dataset: xr.Dataset, compute: Callable[[np.ndarray], np.ndarray]) -> xr.Dataset:
+    """The dataset with blocks of its main variable that ``compute`` makes of them."""
+
+    blocks = dataset.sst.data.map_blocks(compute, dtype="f8", meta=np.empty((0, 0, 0)))
+    return dataset.assign(sst=dataset.sst.copy(data=blocks))
+
+
+def failing(days: int, start: str = "2026-03-01") -> xr.Dataset:
+    def fail(block: np.ndarray) -> np.ndarray:
+        raise ArithmeticError("this block cannot be computed")
+
+    return with_blocks(lazy_ocean(days, start), fail)
+
+
+class TestToVzarr:
+    """Other schedulers than threads are in ``test_dask``."""
+
+    @pytest.fixture
+    def session(self, repo: Repository) -> Session:
+        return repo.session("main")
+
+    @pytest.fixture
+    def forks(self, monkeypatch: pytest.MonkeyPatch) -> list[Fork]:
+        """The forks that are made."""
+        made: list[Fork] = []
+        fork = Session.fork
+
+        def noted(self: Session) -> Fork:
+            made.append(fork(self))
+            return made[-1]
+
+        monkeypatch.setattr(Session, "fork", noted)
+        return made
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            ocean(),
+            lazy_ocean(),
+            ocean().sst,
+            lazy_ocean().sst,
+            ocean().sst.drop_vars("station").rename(None),
+            lazy_ocean().sst.assign_coords(depth=("time", da.arange(4, chunks=2))),
+            ocean().sst.assign_coords(depth=("time", da.arange(4, chunks=2))),
+            tree(),
+            lazy_tree(),
+            xr.Dataset({"scalar": ((), da.ones((), chunks=()))}),
+            xr.Dataset({"empty": ("x", da.zeros(0, chunks=1))}),
+            xr.Dataset(attrs={"nothing": "else"}),
+        ],
+        ids=lambda data: f"{type(data).__name__} {getattr(data, 'name', '')}",
+    )
+    @pytest.mark.parametrize("zarr_format", [2, 3])
+    def test_what_xarray_would_write(self, repo, session, data, zarr_format):
+        assert to_vzarr(data, session, zarr_format=zarr_format) is None
+        expected = plainly(
+            lambda store: data.to_zarr(store, consolidated=False, zarr_format=zarr_format)
+        )
+        assert content(session) == expected
+        session.commit("written")
+        assert content(repo.session("main")) == expected
+
+    @pytest.mark.parametrize(
+        "data",
+        [lazy_ocean(), lazy_ocean().sst, lazy_tree(), IN_MEMORY],
+        ids=["ds", "da", "dt", "no"],
+    )
+    def test_what_is_lazy_goes_through_a_fork(self, session, forks, data):
+        to_vzarr(data, session)
+        assert len(forks) == (data is not IN_MEMORY)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"group": "a/b"},
+            {"mode": "w"},
+            {"mode": "a"},
+            {"encoding": {"sst": {"chunks": (1, 2, 3), "compressors": None}}},
+            {"encoding": {"sst": {"dtype": "i2", "_FillValue": -1}}},
+            {"write_empty_chunks": True},
+            {"write_empty_chunks": False},
+            {"encoding": {"sst": {"chunks": (2, 2, 3)}}, "align_chunks": True},
+            {"chunkmanager_store_kwargs": {"scheduler": "synchronous"}},
+        ],
+        ids=str,
+    )
+    def test_options_are_xarrays(self, session, options):
+        data = lazy_ocean().fillna(0)
+        to_vzarr(data, session, **options)
+        assert content(session) == plainly(
+            lambda store: data.to_zarr(store, consolidated=False, **options)
+        )
+
+    @pytest.mark.parametrize("grown", ["at once", "one by one"])
+    def test_append(self, repo, session, grown):
+        to_vzarr(lazy_ocean(4), session)
+        if grown == "one by one":
+            session.commit("first")
+        to_vzarr(lazy_ocean(2, "2026-03-05"), session, append_dim="time")
+        session.commit("all")
+        xr.testing.assert_identical(xr.open_zarr(repo.store("main")).compute(), BOTH)
+
+    @pytest.mark.parametrize("region", ["auto", {"time": "auto"}, {"time": slice(2, 4)}])
+    def test_region(self, session, region):
+        to_vzarr(lazy_ocean(), session)
+        part = lazy_ocean()[["sst"]].isel(time=slice(2, 4)).drop_vars("station") * 0 + 7
+        if isinstance(region, dict):
+            part = part.drop_vars(["lat", "lon"])
+        to_vzarr(part, session, region=region)
+        found = xr.open_zarr(session.store)
+        assert (found.sst[2:] == 7).all()
+        xr.testing.assert_equal(found.sst[:2].compute(), ocean().sst[:2])
+
+    def test_a_new_variable_beside_others(self, session):
+        to_vzarr(lazy_ocean(), session)
+        to_vzarr(lazy_ocean()[["sst"]].rename(sst="again"), session, mode="a")
+        found = xr.open_zarr(session.store)
+        xr.testing.assert_equal(found.sst, found.again)
+
+    def test_overwriting_leaves_nothing_of_what_was_there(self, session):
+        to_vzarr(lazy_tree(), session)
+        to_vzarr(lazy_ocean(), session, mode="w")
+        assert content(session) == plainly(
+            lambda store: lazy_ocean().to_zarr(store, consolidated=False)
+        )
+
+    @pytest.mark.parametrize(
+        ("data", "options", "error"),
+        [
+            (lazy_ocean(), {"mode": "w-"}, FileExistsError),
+            (lazy_ocean(), {}, FileExistsError),
+            (lazy_ocean(), {"mode": "r+", "group": "none"}, FileNotFoundError),
+            (lazy_ocean(3), {"mode": "r+"}, ValueError),
+            # xarray appends to what is there, and makes nothing to append to.
+            (lazy_ocean(), {"append_dim": "time", "group": "none"}, ValueError),
+            (lazy_ocean(), {"region": {"time": slice(3, 7)}}, ValueError),
+            (lazy_ocean(), {"group": "b", "encoding": {"none": {}}}, KeyError),
+            (lazy_ocean(), {"group": "b", "encoding": {"sst": {"chunks": (3, 2, 3)}}}, ValueError),
+            (failing(4), {"group": "b"}, ArithmeticError),
+            (failing(3), {"mode": "w"}, ArithmeticError),
+            (failing(2, "2026-03-05"), {"append_dim": "time"}, ArithmeticError),
+        ],
+        ids=lambda value: str(value) if isinstance(value, dict) else "",
+    )
+    def test_after_an_error_the_session_is_as_it_was(self, repo, session, data, options, error):
+        to_vzarr(lazy_ocean(), session)
+        session.commit("an ocean")
+        session.root_group.create_group("edit")
+        before = content(session)
+        with pytest.raises(error):
+            to_vzarr(data, session, **options)
+        assert content(session) == before
+        assert [found.kind for found in repo.sessions()] == ["session"]
+        session.merge_fork()
+        assert content(session) == before
+
+    def test_it_says_when_it_cannot_drop_what_it_wrote(self, session, monkeypatch):
+        def busy(self: Fork) -> None:
+            raise BusyError("the file is busy")
+
+        monkeypatch.setattr(Fork, "discard", busy)
+        with pytest.raises(ArithmeticError) as caught:
+            to_vzarr(failing(4), session)
+        assert "could not be dropped: the file is busy" in caught.value.__notes__[-1]
+
+    def test_what_the_session_wrote_meanwhile_stays(self, session):
+        to_vzarr(ocean(8), session)
+        array = session.root_group["depth"]
+
+        def beside(block: np.ndarray) -> np.ndarray:
+            array[1, 2] = 99
+            session.root_group.create_group("beside")
+            return block + 1
+
+        to_vzarr(with_blocks(ocean(8).chunk(time=8), beside)[["sst"]], session, mode="a")
+        assert array[1, 2] == 99
+        assert "beside" in session.root_group
+        xr.testing.assert_equal(xr.open_zarr(session.store).sst.compute(), ocean(8).sst + 1)
+
+    def test_a_conflict_with_the_session(self, session):
+        to_vzarr(lazy_ocean(), session)
+        before = content(session)
+        later = to_vzarr(lazy_ocean() * 2, session, mode="a", compute=False)
+        session.root_group["sst"][3] = -1
+        with pytest.raises(ConflictError, match="another fork"):
+            later.compute()
+        assert xr.open_zarr(session.store).sst[3, 0, 0] == -1
+        later.discard()
+        session.root_group["sst"][3] = ocean().sst.values[3]
+        assert content(session) == before
+
+    def test_delayed(self, repo, session):
+        later = to_vzarr(lazy_ocean(8), session, compute=False)
+        assert not session.has_changes
+        later.compute(scheduler="synchronous")
+        assert content(session) == plainly(
+            lambda store: lazy_ocean(8).to_zarr(store, consolidated=False)
+        )
+        with pytest.raises(SessionStateError):
+            later.compute()
+        session.commit("later")
+        xr.testing.assert_identical(xr.open_zarr(repo.store("main")).compute(), ocean(8))
+
+    def test_delayed_and_given_up(self, repo, session, forks):
+        later = to_vzarr(lazy_ocean(8), session, compute=False)
+        later.discard()
+        with pytest.raises(SessionStateError):
+            later.compute()
+        assert not session.has_changes
+        in_memory = to_vzarr(ocean(), session, compute=False)
+        assert len(forks) == 2
+        in_memory.compute()
+        xr.testing.assert_identical(xr.open_zarr(session.store).compute(), ocean())
+
+    def test_in_a_transaction(self, repo):
+        with repo.transaction("main", "an ocean") as store:
+            to_vzarr(lazy_ocean(), store.session)
+        with pytest.raises(ArithmeticError), repo.transaction("main", "no") as store:
+            to_vzarr(failing(2, "2026-03-05"), store.session, append_dim="time")
+        xr.testing.assert_identical(xr.open_zarr(repo.store("main")).compute(), ocean())
+
+    def test_where_it_cannot_write(self, repo):
+        reader = repo.session(repo.branches["main"])
+        serializable = repo.session("main", isolation="serializable")
+        for data in (ocean(), lazy_ocean()):
+            with pytest.raises(InvalidInputError, match=r"repo.session\(...\) gives one"):
+                to_vzarr(data, repo.store())
+            with pytest.raises(ValueError, match="read-only"):
+                to_vzarr(data, reader)
+        with pytest.raises(ReadOnlyError):
+            to_vzarr(lazy_ocean(), reader)
+        with pytest.raises(SessionStateError, match="serializable session cannot be forked"):
+            to_vzarr(lazy_ocean(), serializable)
+        to_vzarr(ocean(), serializable)
+        serializable.commit("an ocean")
 
 
 class TestOpening:
