@@ -14,7 +14,7 @@ from typing import Never
 import click
 
 import vzarr
-from vzarr import verbs, verbs_merge, verbs_refs
+from vzarr import verbs, verbs_merge, verbs_refs, verbs_upkeep
 from vzarr.command import Commands
 from vzarr.output import Output
 
@@ -64,6 +64,8 @@ for _verb in (
     verbs_merge.revert,
     verbs_merge.blame,
     verbs.check,
+    verbs_upkeep.gc,
+    verbs_upkeep.expire,
     verbs.demo,
 ):
     commands.add_command(_verb)

@@ -33,7 +33,7 @@ from vzarr.hierarchy import Hierarchy, collect
 from vzarr.objects import Bytes, Objects, Overlay
 
 # So many edits are put into the tree at once, where they take a quarter of the memory.
-_FOLD_EDITS = 50_000
+_FOLD_EDITS = 200_000
 # So many bytes of tree nodes may wait to be looked through for those that are not needed any more.
 _LOOSE_NODE_BYTES = 16 << 20
 # So much may come together in one txn, unless one value alone is larger.

@@ -232,6 +232,7 @@ class Lease:
         if self._closed:
             # A batch that nobody waits for any more.
             raise SessionStateError("this session has ended; open a new one to write")
+        self.require(txn)
         record = replace(own(self._environment, self.record), updated=now(), **changes)
         if record.checkpoint is None or "checkpoint" in changes:
             # An older checkpoint belongs to the base from which it was made.
@@ -239,6 +240,20 @@ class Lease:
         txn.put("sessions", session_key(self.id, 0), encode_lease(record))
         self.written, self._deleted = True, False
         return record
+
+    def require(self, txn: Txn) -> None:
+        """Make sure that what was staged is still in the file. O(log n).
+
+        Raises ``SessionStateError`` if a collection of garbage, or who resumed the session, took
+        its owner for dead: one on another machine that wrote nothing for weeks.
+        """
+        if self.record.nbytes or self.record.staged is not None:
+            found = find(txn, self.id)
+            if found is None or found.token != self.record.token:
+                raise SessionStateError(
+                    "what this session staged was collected as garbage, or somebody resumed it: "
+                    "discard, and do it again in a new session"
+                )
 
     def add(self, txn: Txn, digests: bytes, nbytes: int) -> LeaseRecord:
         """Note values that the same txn puts into the file. O(log n)."""

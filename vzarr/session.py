@@ -22,7 +22,13 @@ from vzarr.committing import (
 )
 from vzarr.diff import Diff, Side, diff
 from vzarr.environment import Environment
-from vzarr.errors import ConflictError, InvalidInputError, ReadOnlyError, SessionStateError
+from vzarr.errors import (
+    CommitNotFoundError,
+    ConflictError,
+    InvalidInputError,
+    ReadOnlyError,
+    SessionStateError,
+)
 from vzarr.format import (
     Blob,
     CommitRecord,
@@ -90,6 +96,7 @@ class Session:
         self._followed = -1
         self._autocommitted: Digest | None = None
         self._autosave: Autosave | None = None
+        self._former: list[_Pin] = []
         self._pin = _Pin(self._environment, base)
         root = base_root = objects.load_root(self._root_of(base))
         if lease is not None and lease.record.checkpoint is not None:
@@ -432,6 +439,15 @@ class Session:
         Message, metadata and author are the replaced commit's unless they are given. Raises
         ``ConflictError`` if the branch has moved on since this session began, and as ``commit``.
         """
+        return self._amend(message, metadata, author, "amend").hex()
+
+    def _amend(
+        self,
+        message: str | None,
+        metadata: Mapping[str, Any] | None,
+        author: str | None,
+        operation: str,
+    ) -> Digest:
         with self._work.lock:
             self._require_writable()
             old = history.get(self._environment, self._base)
@@ -449,9 +465,9 @@ class Session:
                         f"cannot amend {self.base[:12]}: branch {self._branch!r} has moved on "
                         "since; commit instead"
                     )
-                return self.commit_as(record, "amend")
+                return self.commit_as(record, operation, goes_on=operation == "autocommit")
 
-            return on_head(self._environment, self._settings, self._turn, attempt).hex()
+            return on_head(self._environment, self._settings, self._turn, attempt)
 
     def rebase(self, strategy: Strategy = "fail") -> str:
         """Put the uncommitted edits on top of the branch's present head, and give that one's id.
@@ -469,7 +485,9 @@ class Session:
                 root = self._rebased(head, strategy)
                 self._work.rebase(self._objects.load_root(self._root_of(head)), root)
                 self._base = head
-                self._pin.move(head)
+                # What the edits moved may be in the old base alone: it has to stay, too.
+                self._former.append(self._pin)
+                self._pin = _Pin(self._environment, head)
                 self._lease.base = head
                 if self._lease.record.checkpoint is not None:
                     # It belongs to the base from which it was made.
@@ -484,6 +502,7 @@ class Session:
         strategy: Strategy,
         *,
         allow_empty: bool,
+        operation: str = "commit",
     ) -> Digest:
         message, metadata = history.check_message(message), history.check_metadata(metadata)
         check_strategy(strategy, "merge=")
@@ -511,15 +530,21 @@ class Session:
                     message=message,
                     metadata=metadata,
                 )
-                return self._record(root, record, head=head, operation="commit")
+                return self._record(root, record, head=head, operation=operation)
 
             return on_head(self._environment, self._settings, self._turn, attempt)
 
     def commit_as(
-        self, record: CommitRecord, operation: str, *, needs: Sequence[Digest] = ()
+        self,
+        record: CommitRecord,
+        operation: str,
+        *,
+        needs: Sequence[Digest] = (),
+        goes_on: bool = False,
     ) -> Digest:
         """Write the session's state as that commit, whose root is filled in, and move the branch.
 
+        With ``goes_on``, the reflog notes it as one with the move before: see ``refs.move_branch``.
         Raises ``HeadMovedError`` if the branch is not at the base any more, ``BranchTakenError`` if
         it is not ours to move, and ``CommitNotFoundError`` if one of the commits it ``needs`` is
         gone; else as ``commit``.
@@ -527,7 +552,9 @@ class Session:
         with self._work.lock:
             self._require_writable()
             root = self._work.root
-            return self._record(root, record, head=self._base, operation=operation, needs=needs)
+            return self._record(
+                root, record, head=self._base, operation=operation, needs=needs, goes_on=goes_on
+            )
 
     def _rebased(self, head: Digest, strategy: Strategy) -> Entry:
         """Give the root to commit on top of ``head``: our edits and what others did meanwhile."""
@@ -562,6 +589,7 @@ class Session:
         head: Digest,
         operation: str,
         needs: Sequence[Digest] = (),
+        goes_on: bool = False,
     ) -> Digest:
         """Write a commit with all it needs and move the branch to it, in one txn or not at all."""
         unwritten = self._work.unwritten(root)
@@ -570,27 +598,30 @@ class Session:
         with self._environment.write(timeout=timeout, room=room) as txn:
             require_head(self._environment, txn, self._turn, head)
             # A collection of garbage may have been faster.
-            history.require(txn, [self._base, *needs])
+            history.require(txn, [self._base, *(pin.commit for pin in self._former), *needs])
+            self._lease.require(txn)
             # Objects first: nothing can reach them until the ref moves.
             unwritten.write(txn)
             commit = history.put(txn, record)
             # The ref last, in the same txn: readers see all of it or none.
             subject = record.message.partition("\n")[0]
             why = f"{operation}: {subject}"
-            refs.move_branch(txn, self._turn.branch, head, commit, record.author, record.time, why)
+            by, when = record.author, record.time
+            refs.move_branch(txn, self._turn.branch, head, commit, by, when, why, goes_on=goes_on)
             self._lease.delete(txn)
         self._begin(commit)
         return commit
 
     def _begin(self, base: Digest, root: Entry | None = None) -> None:
         """Make a commit's snapshot the session's state, without edits and with nothing staged."""
+        pin = self._pin if base == self._base else _Pin(self._environment, base)
         root = root or self._objects.load_root(self._root_of(base))
         if self._reads is not None and base != self._base:
             self._reads = ReadSet()
         self._base = base
-        self._pin.move(base)
         self._lease.renew(base)
         self._work.begin(root)
+        self._pin, self._former = pin, []
 
     def _root_of(self, commit: Digest) -> Digest:
         return history.get(self._environment, commit).root
@@ -623,13 +654,16 @@ class Session:
                 return
             try:
                 if each or self._autocommitted != self._base or self._has_other_refs():
-                    self.commit(message, merge="ours")
+                    self._autocommit_new(message)
                 else:
-                    self.amend()
+                    self._amend(None, None, None, "autocommit")
             except ConflictError:
                 # Amending: the branch has moved on.
-                self.commit(message, merge="ours")
+                self._autocommit_new(message)
             self._autocommitted = self._base
+
+    def _autocommit_new(self, message: str) -> None:
+        self._commit(message, None, None, "ours", allow_empty=False, operation="autocommit")
 
     def _has_other_refs(self) -> bool:
         """Whether a tag or another branch holds the base: amending would take it out of ours."""
@@ -640,23 +674,24 @@ class Session:
 
 
 class _Pin:
-    """Says to other processes that this one uses a commit, for as long as its session lives."""
+    """Says to other processes that this one uses a commit, until nobody refers to it any more."""
 
-    __slots__ = ("_commit", "_environment")
+    __slots__ = ("_environment", "commit")
 
     def __init__(self, environment: Environment, commit: Digest) -> None:
+        """Take hold of a commit. Raises ``CommitNotFoundError`` if it is not there any more."""
         self._environment = environment
-        self._commit = commit
+        self.commit = commit
         environment.pin(commit)
-
-    def move(self, commit: Digest) -> None:
-        if commit != self._commit:
-            self._environment.pin(commit)
-            self._environment.unpin(self._commit)
-            self._commit = commit
+        # Now it stays; but a collection of garbage may have been faster.
+        if not history.exists(environment, commit):
+            raise CommitNotFoundError(
+                f"commit {commit.hex()[:12]} was deleted meanwhile: nothing referred to it",
+                name=commit.hex(),
+            )
 
     def __del__(self) -> None:
-        self._environment.unpin(self._commit)
+        self._environment.unpin(self.commit)
 
 
 def _node_path(path: str) -> str:

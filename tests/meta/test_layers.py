@@ -45,7 +45,7 @@ LAYERS = [
     ["facts"],
     ["command"],
     ["demo"],
-    ["verbs", "verbs_refs", "verbs_merge"],
+    ["verbs", "verbs_refs", "verbs_merge", "verbs_upkeep"],
     ["cli"],
     ["__main__", "__init__"],
 ]
@@ -56,7 +56,7 @@ WALLS = {
     "blake3": {"format"},
     "msgpack": {"format", "node"},
     "asyncio": {"store", "elements"},
-    "click": {"cli", "command", "output", "verbs", "verbs_refs", "verbs_merge"},
+    "click": {"cli", "command", "output", "verbs", "verbs_refs", "verbs_merge", "verbs_upkeep"},
     "rich": {"output", "demo"},
 }
 
