@@ -113,7 +113,7 @@ class JournalReader:
                 if len(self._edits) >= _FOLD_EDITS:
                     self._fold()
             # Not what was asked for above: a commit shows there just before txns begin to see it.
-            self._followed = txn._transaction.id()  # noqa: SLF001
+            self._followed = txn.id
 
     def _fold(self) -> None:
         self._view = self._view.edit(self._edits)

@@ -21,7 +21,7 @@ from vzarr.committing import (
     require_head,
 )
 from vzarr.diff import Diff, Side, diff
-from vzarr.environment import Environment
+from vzarr.environment import Environment, Txn
 from vzarr.errors import (
     CommitNotFoundError,
     ConflictError,
@@ -393,6 +393,13 @@ class Session:
         with self._work.lock:
             take_over(self._objects, self._settings, self._lease, self._work, forks, merge)
 
+    def _require_merged(self, txn: Txn) -> None:
+        """Raise ``SessionStateError`` if a fork holds edits, which a commit would give up."""
+        if self._lease.written:
+            from vzarr.fork import require_merged
+
+            require_merged(txn, self._lease)
+
     def _require_snapshot(self, what: str) -> None:
         if self._reads is not None:
             raise SessionStateError(
@@ -508,6 +515,8 @@ class Session:
         check_strategy(strategy, "merge=")
         with self._work.lock:
             self._require_writable()
+            with self._environment.read() as txn:
+                self._require_merged(txn)
             if not allow_empty and not self.has_changes:
                 raise SessionStateError(
                     f"nothing to commit: the session has no changes to {self._branch!r}; "
@@ -600,6 +609,7 @@ class Session:
             # A collection of garbage may have been faster.
             history.require(txn, [self._base, *(pin.commit for pin in self._former), *needs])
             self._lease.require(txn)
+            self._require_merged(txn)
             # Objects first: nothing can reach them until the ref moves.
             unwritten.write(txn)
             commit = history.put(txn, record)
@@ -636,10 +646,11 @@ class Session:
         with self._work.lock:
             if self._branch is not None and not self._closed and not self.has_changes:
                 with self._environment.read() as txn:
-                    head = refs.head(txn, self._branch)
+                    head, seen = refs.head(txn, self._branch), txn.id
                 if head != self._base:
                     self._begin(head)
-                self._followed = newest
+                # Not what was asked for above: a commit shows there just before txns see it.
+                self._followed = seen
 
     def autocommit(self, message: str, *, each: bool) -> None:
         """Commit the edits at once; amend the commit that this session made just before.

@@ -17,7 +17,7 @@ from vzarr.errors import (
     SessionNotFoundError,
     SessionStateError,
 )
-from vzarr.format import SESSION, LeaseRecord, encode_lease, session_key
+from vzarr.format import FORK, MERGED_FORK, SESSION, LeaseRecord, encode_lease, session_key
 from vzarr.leases import Lease, SessionInfo
 from vzarr.objects import Objects
 from vzarr.session import Session, open_sessions
@@ -112,6 +112,9 @@ def resume(
         for fork_id, fork in list(leases.leases(txn)):
             if fork.parent == found:
                 adopted = leases.own(environment, fork)
+                if fork.kind == MERGED_FORK and fork.updated > (record.checkpointed or 0):
+                    # Taken over after the checkpoint, which has nothing of it.
+                    adopted = replace(adopted, kind=FORK)
                 txn.put("sessions", session_key(fork_id, 0), encode_lease(adopted))
     return Session(
         objects,

@@ -57,6 +57,11 @@ class Txn:
         self._edits = 0
         self._failure: VzarrError | None = None
 
+    @property
+    def id(self) -> int:
+        """The number of the newest commit that it sees; that of its own, of a write txn. O(1)."""
+        return self._transaction.id()
+
     def get(self, database: str, key: bytes) -> bytes | None:
         """Copy a value, or give None. O(log n)."""
         try:

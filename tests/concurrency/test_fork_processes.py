@@ -334,3 +334,25 @@ def test_forks_of_a_session_that_is_resumed(parent, path):
         session.commit("resumed")
         found = repo.session("main")
         assert sorted(found.keys()) == ["a", "b", "c", "d"]
+
+
+def test_a_fork_that_was_merged_after_the_checkpoint(path):
+    def work(pipe: Connection) -> None:
+        session = vzarr.open(path).session("main")
+        fork = session.fork()
+        fork.set("a", b"a")
+        session.checkpoint()
+        fork.set("b", b"b")
+        session.merge_fork()
+        pipe.send(session.id)
+        pipe.recv()
+
+    child = Child(work)
+    session_id = child.receive()
+    child.kill()
+    with vzarr.open(path) as repo:
+        session = repo.resume(session_id)
+        assert list(session.keys()) == []
+        session.merge_fork()
+        assert sorted(session.keys()) == ["a", "b"]
+        session.commit("resumed")

@@ -800,6 +800,63 @@ def test_forks_die_with_their_process(path):
     assert content(fork) == {"a": b"x", "b": b"y"}
 
 
+# ── the collection of garbage ────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_fork_wrote_is_no_garbage_until_it_ends(repo, session, fork):
+    for number in range(20):
+        fork.set(f"a/{number}", b"%d" % number * 100)
+    before = fork.environment.info().entries["chunks"]
+    repo.gc()
+    assert fork.environment.info().entries["chunks"] == before
+    session.merge_fork()
+    repo.gc()
+    assert session.get("a/7") == b"7" * 100
+    another = session.fork()
+    another.set("b", b"b")
+    another.discard()
+    repo.gc()
+    assert fork.environment.info().entries["chunks"] == before
+    session.commit("merged")
+    repo.gc()
+    assert len(content(repo.session("main"))) == 22
+    dropped = session.fork()
+    for number in range(20):
+        dropped.set(f"a/{number}", b"dropped %d" % number)
+    session.discard()
+    repo.gc()
+    assert fork.environment.info().entries["chunks"] == before
+
+
+def test_values_that_were_garbage_when_a_fork_wrote_them_again(repo, session):
+    """What is stored already is not stored again: it must not be collected in that moment."""
+    fork, done = session.fork(), threading.Event()
+
+    def collect() -> None:
+        while not done.is_set():
+            repo.gc()
+
+    with threads(collect):
+        try:
+            for turn in range(30):
+                lost = session.fork()
+                for number in range(5):
+                    lost.set(f"a/{number}", b"value %d" % number)
+                lost.discard()
+                for number in range(5):
+                    fork.set(f"a/{number}", b"value %d" % number)
+                assert [bytes(fork.get(f"a/{n}")) for n in range(5)] == [
+                    b"value %d" % number for number in range(5)
+                ]
+                if turn % 3 == 0:
+                    fork.discard()
+                    fork = session.fork()
+        finally:
+            done.set()
+    session.merge_fork()
+    session.commit("the last")
+
+
 def leases_of(fork: Fork) -> dict:
     with fork.environment.read() as txn:
         return dict(leases.leases(txn))
@@ -910,3 +967,22 @@ def test_documents_that_forks_wrote_are_documents(session):
     fork.set("a/zarr.json", json.dumps({"zarr_format": 3, "node_type": "group"}).encode())
     session.merge_fork()
     assert session.hierarchy.node("a").kind == "group"
+
+
+def test_a_commit_does_not_lose_what_a_fork_wrote(repo, session, rows):
+    fork = session.fork()
+    in_fork(fork)[0] = 1
+    before = repo.branches["main"]
+    for commit in (lambda: session.commit("rows"), lambda: session.amend("rows")):
+        with pytest.raises(SessionStateError, match="not merged"):
+            commit()
+    assert repo.branches["main"] == before
+    session.merge_fork()
+    session.commit("rows")
+    idle, given_up = session.fork(), session.fork()
+    given_up.set("a", b"x")
+    given_up.discard()
+    session.set("b", b"b")
+    session.commit("b")
+    with pytest.raises(SessionStateError, match="ended"):
+        idle.set("c", b"c")
