@@ -19,6 +19,7 @@ from vzarr.environment import Environment, Txn
 from vzarr.format import Blob
 from vzarr.leases import Lease
 from vzarr.objects import Bytes
+from vzarr.traces import Traces
 
 BATCH_BYTES = 16 << 20
 """Staged at once. Each batch waits for the disk, bigger ones keep other writers waiting."""
@@ -76,10 +77,7 @@ class ChangeSet:
         self._fresh: dict[bytes, Bytes] = {}
         self._fresh_bytes = 0
         self._waiting: deque[_Batch] = deque()
-        self._stems: set[str] = set()
-        self._deleted: set[str] = set()
-        # Whether another process made some of the edits.
-        self._resumed = False
+        self.traces = Traces()
 
     def put(self, key: str, blob: Blob, data: Bytes) -> None:
         """Note the new value of a key; ``data`` must not change any more.
@@ -90,7 +88,7 @@ class ChangeSet:
         # Bytes first: a thread that reads without the lock finds what the edit names.
         self.stage(blob, data)
         self.edits[key] = blob
-        self._stems.add(_stem(key))
+        self.traces.note(key)
 
     def stage(self, blob: Blob, data: Bytes) -> None:
         """Keep bytes until they are in LMDB, as ``put``, for no key yet."""
@@ -103,29 +101,7 @@ class ChangeSet:
     def delete(self, key: str) -> None:
         """Note that a key has no value any more. O(1)."""
         self.edits[key] = None
-        self.touch(key, deleted=True)
-
-    def touch(self, key: str, *, deleted: bool = False) -> None:
-        """Note that a key was written, or deleted, even if that changed nothing. O(1)."""
-        self._stems.add(_stem(key))
-        if deleted:
-            self._deleted.add(_stem(key))
-
-    def resume(self) -> None:
-        """Note that there were edits of which only the result is known. O(1)."""
-        self._resumed = True
-
-    def wrote(self, path: str) -> bool:
-        """Whether chunks of the array at a path were written; at times True where none were. O(1).
-
-        Also where that changed nothing: zarr stores no chunk of the fill value alone, and to append
-        such rows is to append all the same.
-        """
-        return self._resumed or not self._stems.isdisjoint(_stems_below(path))
-
-    def deleted(self, path: str) -> bool:
-        """Whether chunks of the array at a path were deleted; as ``wrote``. O(1)."""
-        return self._resumed or not self._deleted.isdisjoint(_stems_below(path))
+        self.traces.note(key, deleted=True)
 
     def staged(self, digest: bytes) -> Bytes | None:
         """Give bytes that are not in LMDB yet. O(1)."""
@@ -187,17 +163,6 @@ class ChangeSet:
             record = self._lease.add(txn, b"".join(blobs), room)
             put_blobs(txn, blobs.items())
         self._lease.record = record
-
-
-def _stems_below(path: str) -> tuple[str, str]:
-    """Give the stems that keys of chunks of the array at a path have."""
-    below = f"{path}/" if path else ""
-    return _stem(f"{below}c/0"), _stem(f"{below}0")
-
-
-def _stem(key: str) -> str:
-    """Cut off what tells a chunk's key from those of its neighbours."""
-    return key.rstrip("0123456789./")
 
 
 def put_blobs(txn: Txn, blobs: Iterable[tuple[bytes, Bytes]]) -> None:

@@ -15,7 +15,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, final
@@ -36,6 +36,7 @@ from vzarr.format import (
     Blob,
     Digest,
     Entry,
+    JournalEdit,
     LeaseRecord,
     chunk_digest,
     decode_journal,
@@ -43,11 +44,12 @@ from vzarr.format import (
     session_key,
 )
 from vzarr.hierarchy import Hierarchy
-from vzarr.journal import TAKEN_OVER, JournalReader, JournalWriter, Traces, array_of, ended
+from vzarr.journal import TAKEN_OVER, JournalReader, JournalWriter, ended
 from vzarr.leases import Lease
-from vzarr.merge import Conflict, Strategy, list_conflicts, merge
+from vzarr.merge import Strategy, list_conflicts, merge
 from vzarr.objects import Bytes, Objects, Verify, root_digest
 from vzarr.resizes import racing_resizes
+from vzarr.traces import Traces, array_of
 from vzarr.workspace import Workspace, check_value
 
 # A worker that is given one task after the other finds its fork open.
@@ -392,10 +394,7 @@ def take_over(
             )
     work.rework(lambda _: Hierarchy(work.overlay, root))
     for side in sides:
-        for key in side.traces.written_keys:
-            work.changes.touch(key)
-        for key in side.traces.deleted_keys:
-            work.changes.touch(key, deleted=True)
+        work.changes.traces.update(side.traces)
         _forget(side.id)
 
 
@@ -408,18 +407,25 @@ class _Side:
         self.id = fork_id
         self.base = objects.load_root(record.staged)
         self.traces = Traces()
-        self.reader = JournalReader(objects, fork_id, self.base, self.traces.note)
+        self.reader = JournalReader(objects, fork_id, self.base, self._note)
+
+    def _note(self, edits: Iterable[JournalEdit]) -> None:
+        for key, blob in edits:
+            self.traces.note(key, deleted=blob is None)
 
 
 def _merged(work: Workspace, sides: Sequence[_Side], strategy: Strategy) -> Entry:
     """Merge forks into a workspace's tree, one after the other."""
-    root, before = work.root, list[Traces]()
+    root, traces = work.root, Traces()
+    traces.update(work.changes.traces)
     for side in sides:
         theirs = side.reader.folded().root
         for node in side.reader.nodes(theirs):
             work.overlay.save(node)
         merged, conflicts = merge(work.overlay, side.base, root, theirs, strategy)
-        conflicts += _races(work, before, (side.base, root, theirs), strategy)
+        conflicts += racing_resizes(
+            work.overlay, side.base, root, theirs, traces.wrote, traces.deleted, strategy
+        )
         if conflicts:
             raise ConflictError(
                 f"fork {side.id.hex()[:8]} changed what its session, or another fork, changed too: "
@@ -428,22 +434,8 @@ def _merged(work: Workspace, sides: Sequence[_Side], strategy: Strategy) -> Entr
                 conflicts=conflicts,
             )
         root = merged
-        before.append(side.traces)
+        traces.update(side.traces)
     return root
-
-
-def _races(
-    work: Workspace, before: Sequence[Traces], sides: tuple[Entry, Entry, Entry], strategy: Strategy
-) -> list[Conflict]:
-    """Find arrays that a fork resized, and the session or a fork taken over before it as well."""
-
-    def wrote(path: str) -> bool:
-        return work.changes.wrote(path) or any(traces.wrote(path) for traces in before)
-
-    def deleted(path: str) -> bool:
-        return work.changes.deleted(path) or any(traces.deleted(path) for traces in before)
-
-    return racing_resizes(work.overlay, *sides, wrote, deleted, strategy)
 
 
 def _open_forks(txn: Txn, parent: Lease, fork_ids: Sequence[bytes]) -> dict[bytes, LeaseRecord]:

@@ -136,48 +136,6 @@ class JournalReader:
         self._lock = threading.RLock()
 
 
-@final
-class Traces:
-    """Which arrays were written to, also where that changed nothing: by a key of each."""
-
-    def __init__(self) -> None:
-        self._written: dict[str, str] = {}
-        self._deleted: dict[str, str] = {}
-
-    def note(self, edits: Iterable[JournalEdit]) -> None:
-        """Keep in mind what edits write to. O(edits)."""
-        for key, blob in edits:
-            (self._deleted if blob is None else self._written).setdefault(array_of(key), key)
-
-    def wrote(self, path: str) -> bool:
-        """Whether chunks of the array at a path were edited; at times True where not. O(1)."""
-        return self.deleted(path) or not self._written.keys().isdisjoint(_chunks_of(path))
-
-    def deleted(self, path: str) -> bool:
-        """Whether chunks of the array at a path were deleted; as ``wrote``. O(1)."""
-        return not self._deleted.keys().isdisjoint(_chunks_of(path))
-
-    @property
-    def written_keys(self) -> Iterable[str]:
-        """A key for each array of which chunks were set."""
-        return self._written.values()
-
-    @property
-    def deleted_keys(self) -> Iterable[str]:
-        """A key for each array of which chunks were deleted."""
-        return self._deleted.values()
-
-
-def array_of(key: str) -> str:
-    """Cut off what tells a chunk's key from those of its neighbours."""
-    return key.rstrip("0123456789./")
-
-
-def _chunks_of(path: str) -> tuple[str, str]:
-    below = f"{path}/" if path else ""
-    return array_of(f"{below}c/0"), array_of(f"{below}0")
-
-
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -573,8 +573,8 @@ class Session:
         theirs = self._objects.load_root(self._root_of(head))
         sides = (work.overlay, work.base, ours, theirs)
         merged, conflicts = merge(*sides, strategy, may_agree=self._may_agree)
-        changes = work.changes
-        conflicts += racing_resizes(*sides, changes.wrote, changes.deleted, strategy)
+        traces = work.changes.traces
+        conflicts += racing_resizes(*sides, traces.wrote, traces.deleted, strategy)
         if not self._may_agree:
             conflicts += agreements(*sides, strategy)
         if self._reads is not None:

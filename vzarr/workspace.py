@@ -74,7 +74,7 @@ class Workspace:
         self._blobs: BlobSource = self.changes
         self._show(base, root)
         if root != base:
-            self.changes.resume()
+            self.changes.traces.note_unknown()
 
     def _show(self, base: Entry, root: Entry) -> None:
         self.base = base
@@ -125,7 +125,7 @@ class Workspace:
         with self.lock:
             # zarr deletes every chunk that holds only fill values; most were never there.
             if self.find(key) is None:
-                self.changes.touch(key, deleted=True)
+                self.changes.traces.note(key, deleted=True)
             else:
                 self.changes.delete(key)
                 self._bound_memory()

@@ -25,7 +25,7 @@ LAYERS = [
     ["environment"],
     ["objects", "turns"],
     ["history", "marking"],
-    ["hierarchy", "refs", "elements", "leases"],
+    ["hierarchy", "refs", "elements", "leases", "traces"],
     ["resolution"],
     ["resizes"],
     ["changes", "merge", "revisions", "tree", "committing", "liveness"],

@@ -804,7 +804,8 @@ def test_forks_are_listed_with_their_session(filled: vzarr.Repository) -> None:
         each = found[fork.id]
         assert (each.kind, each.parent, each.alive) == ("fork", session.id, True)
         assert (each.branch, each.base, each.nbytes) == ("main", session.base, nbytes)
-    session.commit("without them")
+    session.merge_fork()
+    session.commit("with them")
     assert [each.id for each in filled.sessions()] == [session.id]
 
 
