@@ -85,7 +85,8 @@ class _Agreements:
                 yield self._conflict(conflict, (old, our, their), ", ".join(keys))
 
     def _chunks(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Iterator[Conflict]:
-        if base.index in (ours.index, theirs.index) or ours.layout != theirs.layout:
+        # Without a layout, both have deleted the array.
+        if base.index in (ours.index, theirs.index) or not ours.layout == theirs.layout is not None:
             return
         node = node_metadata(ours.documents, self._store.read)
         for key, old, our, their in _both(self._indexes, base.index, ours.index, theirs.index):

@@ -64,6 +64,7 @@ for _verb in (
     verbs_merge.revert,
     verbs_merge.blame,
     verbs.check,
+    verbs_upkeep.sessions,
     verbs_upkeep.gc,
     verbs_upkeep.expire,
     verbs.demo,

@@ -441,11 +441,13 @@ def _merged(work: Workspace, sides: Sequence[_Side], strategy: Strategy) -> Entr
 def _open_forks(txn: Txn, parent: Lease, fork_ids: Sequence[bytes]) -> dict[bytes, LeaseRecord]:
     """Give the leases of a session's forks: of all that are open, if none is named."""
     if not fork_ids:
-        return {
-            fork_id: record
+        found = [
+            (fork_id, record)
             for fork_id, record in leases.leases(txn)
             if record.parent == parent.id and record.kind == FORK
-        }
+        ]
+        # As they were made: whose value stands, where that is to be decided, must not be chance.
+        return dict(sorted(found, key=lambda fork: fork[1].created))
     records = {}
     for fork_id in fork_ids:
         record = leases.find(txn, fork_id)

@@ -69,10 +69,10 @@ class SessionInfo:
 
     def __str__(self) -> str:
         state = {True: "alive", False: "dead", None: "of another machine"}[self.alive]
-        where = f"{self.branch} at {self.base[:12]}" if self.branch else f"at {self.base[:12]}"
+        where = f"on {self.branch} at {self.base[:12]}" if self.branch else f"at {self.base[:12]}"
         saved = f", saved {self.checkpointed:%Y-%m-%d %H:%M:%S}" if self.checkpointed else ""
         size = f", {self.nbytes:,} bytes staged" if self.nbytes else ""
-        return f"{self.id or '-':<32}  {self.kind} on {where}, {state}{saved}{size}: {self.owner}"
+        return f"{self.id or '-':<32}  {self.kind} {where}, {state}{saved}{size}: {self.owner}"
 
 
 class _Owner(NamedTuple):

@@ -1,4 +1,4 @@
-"""Verbs that look after a file: gc and expire."""
+"""Verbs that look after a file: sessions, gc and expire."""
 
 from __future__ import annotations
 
@@ -9,8 +9,46 @@ from datetime import datetime, timedelta
 import click
 
 from vzarr.command import file_argument, open_file, output, verb
+from vzarr.output import BRANCH, spell_time
 
+_STATES = {True: "alive", False: "dead", None: "elsewhere"}
 _DAYS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+@verb(
+    "vzarr sessions ocean.vzarr",
+    keys="sessions[id kind alive branch base checkpointed nbytes created updated parent owner{pid "
+    "host command since}]; of a reader in another process only base and owner are known, and alive "
+    "is null for one on another machine",
+)
+@file_argument
+def sessions(file: str) -> None:
+    """List who has the file open, and what dead sessions left.
+
+    Work that a session saved with a checkpoint before its process died goes on in Python with
+    repo.resume(ID).
+    """
+    out = output()
+    with open_file(file) as repo:
+        found = repo.sessions()
+    out.document({"sessions": [asdict(each) for each in found]})
+    out.table(
+        ["session", "kind", "state", "branch", "base", "saved", "staged", "owner"],
+        [
+            [
+                each.id or "-",
+                each.kind,
+                _STATES[each.alive],
+                (each.branch or "-", BRANCH),
+                out.commit_id(each.base),
+                "-" if each.checkpointed is None else spell_time(each.checkpointed),
+                f"{each.nbytes:,}",
+                str(each.owner),
+            ]
+            for each in found
+        ],
+        right=6,
+    )
 
 
 @verb(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,27 @@ def test_gc_says_what_it_would_do_and_does_it(repo):
     facts = json.loads(vzarr("gc", repo.path, "--json").stdout)
     assert facts["commits"] == 11
     assert json.loads(vzarr("gc", repo.path, "--json").stdout)["commits"] == 0
+
+
+def test_sessions_lists_who_is_there(repo):
+    reader = repo.session(repo.branches["main"])
+    with repo.transaction("main", "on") as store:
+        store.session.set("file", b"0")
+    session = repo.session("main")
+    session.set("file", b"1")
+    saved = session.checkpoint()
+    (found, other) = sorted(
+        json.loads(vzarr("sessions", repo.path, "--json").stdout)["sessions"],
+        key=lambda each: each["kind"],
+        reverse=True,
+    )
+    assert (found["id"], found["branch"], found["alive"]) == (saved, "main", True)
+    assert found["nbytes"] == 1
+    assert found["owner"]["pid"] == os.getpid()
+    assert other["kind"] == "reader"
+    assert reader.base.startswith(other["base"])
+    lines = vzarr("sessions", repo.path).stdout.splitlines()
+    assert any(saved in line and "alive" in line and " 1 " in line for line in lines)
 
 
 @pytest.mark.parametrize(

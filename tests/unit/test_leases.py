@@ -304,7 +304,7 @@ def test_what_is_told_of_a_lease(lease: Lease) -> None:
     assert ", dead, saved 2023-11-14 22:14:20: process" in str(found)
     assert "of another machine" in str(leases.describe(lease.id, saved, None))
     reader = replace(found, id="", kind="reader", branch=None, base="123456789")
-    assert str(reader).startswith(f"{'-':<32}  reader on at 123456789, dead")
+    assert str(reader).startswith(f"{'-':<32}  reader at 123456789, dead")
 
 
 def test_a_command_is_shortened(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
