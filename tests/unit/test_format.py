@@ -206,7 +206,9 @@ CODECS = {
         decode_reflog,
     ),
     "lease": Codec(leases(), encode_lease, decode_lease),
-    "journal": Codec(st.lists(st.tuples(texts, st.none() | blobs)), encode_journal, decode_journal),
+    "journal": Codec(
+        st.lists(st.tuples(texts, st.none() | blobs), max_size=8), encode_journal, decode_journal
+    ),
     "blob": Codec(blobs, encode_blob, decode_blob),
     "entry": Codec(entries, encode_entry, decode_entry),
     "node": Codec(columns, _encode_node, _decode_node),
