@@ -9,6 +9,7 @@ Elements that agree in chunks which differ are found by the merge itself (``merg
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import final
 
@@ -27,53 +28,56 @@ from vzarr.format import (
     entry_measure,
 )
 from vzarr.hierarchy import join
-from vzarr.metadata import node_metadata
+from vzarr.merge import SAME_VALUE, Chunks
 from vzarr.objects import Store
-from vzarr.resolution import Conflict, Resolver, Strategy
+from vzarr.resolution import Blobs, Conflict, Resolver, Strategy
 
 _Change = tuple[bytes, bytes | None, bytes | None]
 
 
 def agreements(
     store: Store, base: Entry, ours: Entry, theirs: Entry, strategy: Strategy = "fail"
-) -> list[Conflict]:
-    """List the chunks, documents and files that both sides changed to the same value.
+) -> tuple[dict[str, Blob | None], list[Conflict]]:
+    """Find the chunks, documents and files that both sides changed to the same value.
 
-    A document or file that both made anew alike does not count, as a group that is opened with mode
-    "a", nor does what both deleted; the lengths of axes are the business of ``racing_resizes``.
-    "ours" and "theirs" accept all of that; a function is asked, and any answer but None accepts it.
-    O(changes of both · depth), and parses the documents that both changed.
+    Gives what ``strategy`` puts in their place, by key, and the conflicts that it leaves open:
+    "ours" and "theirs" accept all, and a function is asked about each. A document or file that both
+    made anew alike does not count, as a group that is opened with mode "a", nor does what both
+    deleted; the lengths of axes are the business of ``racing_resizes``.
+    Raises as ``merge``. O(changes of both · depth); parses the documents that both changed, and
+    decodes the chunks that both changed alike.
     """
     resolver = Resolver(strategy, store)
+    finding = _Agreements(store, resolver)
     if resolver.favourite is None:
-        for conflict in _Agreements(store).entry("", base, ours, theirs):
-            resolver.ask(conflict)
-    return resolver.open
+        finding.entry("", base, ours, theirs)
+    return finding.edits, resolver.open
 
 
 @final
 class _Agreements:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, resolver: Resolver) -> None:
         self._store = store
+        self._resolver = resolver
         self._indexes = Tree(store, blob_measure)
         self._directories = Tree(store, entry_measure)
+        self.edits: dict[str, Blob | None] = {}
 
-    def entry(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Iterator[Conflict]:
+    def entry(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> None:
         """Look at all that lies at and below one path."""
         if base in (ours, theirs):
             return
-        yield from self._documents(path, base, ours, theirs)
+        self._documents(path, base, ours, theirs)
         if base.file is not None and base.file != ours.file == theirs.file is not None:
-            blobs = (base.file, ours.file, theirs.file)
-            yield self._conflict(Conflict(path, "file"), blobs)
-        yield from self._chunks(path, base, ours, theirs)
+            self._ask(path, Conflict(path, "file"), (base.file, ours.file, theirs.file))
+        self._chunks(path, base, ours, theirs)
         for name, old, our, their in _both(
             self._directories, base.directory, ours.directory, theirs.directory
         ):
             member = join(path, decode_name(name))
-            yield from self.entry(member, _entry(old), _entry(our), _entry(their))
+            self.entry(member, _entry(old), _entry(our), _entry(their))
 
-    def _documents(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Iterator[Conflict]:
+    def _documents(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> None:
         read = self._store.read
         for name, old in base.documents.items():
             our, their = ours.documents.get(name), theirs.documents.get(name)
@@ -82,29 +86,30 @@ class _Agreements:
             keys = agreed_keys(read(old), read(our), read(their))
             if keys:
                 conflict = Conflict(path, "document", document=name)
-                yield self._conflict(conflict, (old, our, their), ", ".join(keys))
+                self._ask(join(path, name), conflict, (old, our, their), ", ".join(keys))
 
-    def _chunks(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> Iterator[Conflict]:
+    def _chunks(self, path: str, base: Entry, ours: Entry, theirs: Entry) -> None:
+        layout = ours.layout
         # Without a layout, both have deleted the array.
-        if base.index in (ours.index, theirs.index) or not ours.layout == theirs.layout is not None:
+        if base.index in (ours.index, theirs.index) or layout is None or layout != theirs.layout:
             return
-        node = node_metadata(ours.documents, self._store.read)
-        for key, old, our, their in _both(self._indexes, base.index, ours.index, theirs.index):
-            if our == their:
-                coordinates = decode_coordinates(key)
-                array = None if node is None else node.array
-                region = None if array is None else array.region(coordinates)
-                conflict = Conflict(path, "chunk", coordinates=coordinates, region=region)
-                yield self._conflict(conflict, (_blob(old), _blob(our), _blob(their)))
+        sides = (base, ours, theirs)
+        chunks = Chunks(self._store, self._resolver, path, ours, sides, may_agree=False)
+        with closing(chunks):
+            for key, old, our, their in _both(self._indexes, base.index, ours.index, theirs.index):
+                if our == their:
+                    blobs = (_blob(old), _blob(our), _blob(their))
+                    blob = chunks.merge(decode_coordinates(key), blobs)
+                    if blob != blobs[1]:
+                        self.edits[join(path, layout.spell(key))] = blob
 
-    def _conflict(
-        self,
-        conflict: Conflict,
-        blobs: tuple[Blob | None, Blob | None, Blob | None],
-        what: str = "",
-    ) -> Conflict:
-        reason = f"{what}: to the same value" if what else "to the same value"
-        return replace(conflict, reason=reason, _blobs=blobs, _read=self._store.read)
+    def _ask(self, key: str, conflict: Conflict, blobs: Blobs, what: str = "") -> None:
+        reason = f"{what}: {SAME_VALUE}" if what else SAME_VALUE
+        conflict = replace(conflict, reason=reason, _blobs=blobs, _read=self._store.read)
+        blob = self._resolver.blob(conflict, blobs)
+        # Where there is more in a document than that, the merge has both sides' other changes.
+        if blob not in blobs[1:]:
+            self.edits[key] = blob
 
 
 def _both(

@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from vzarr.elements import Elements, Merged, Preference, Sides
 
 __all__ = [
+    "SAME_VALUE",
     "STRATEGIES",
+    "Chunks",
     "Conflict",
     "Resolution",
     "Strategy",
@@ -66,6 +68,9 @@ __all__ = [
     "merge",
     "racing_resizes",
 ]
+
+SAME_VALUE = "to the same value"
+"""Why it is a conflict that two transactions changed a thing alike."""
 
 
 def merge(
@@ -180,9 +185,7 @@ class _Merge:
         self, path: str, merged: Entry, base: Entry, ours: Entry, theirs: Entry
     ) -> TreeRef | None:
         sides = (base, ours, theirs)
-        chunks = _Chunks(
-            self._store, self._resolver, path, merged, sides, may_agree=self._may_agree
-        )
+        chunks = Chunks(self._store, self._resolver, path, merged, sides, may_agree=self._may_agree)
 
         def resolve(
             key: bytes, old: bytes | None, our: bytes | None, their: bytes | None
@@ -205,7 +208,7 @@ class _Merge:
 
 
 @final
-class _Chunks:
+class Chunks:
     """The chunks of one array that both sides changed."""
 
     def __init__(
@@ -317,7 +320,9 @@ class _Chunks:
                 decoded.extend(values.copy() for values in sides)
             return decoded
 
-        return replace(self._conflict(coordinates, blobs), region=overlap, _decode=decode)
+        conflict = self._conflict(coordinates, blobs)
+        reason = SAME_VALUE if blobs[1] == blobs[2] else None
+        return replace(conflict, region=overlap, reason=reason, _decode=decode)
 
     def _decoder(self, blobs: Blobs) -> Elements:
         from vzarr.elements import Elements, UndecodableError

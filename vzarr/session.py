@@ -576,7 +576,9 @@ class Session:
         traces = work.changes.traces
         conflicts += racing_resizes(*sides, traces.wrote, traces.deleted, strategy)
         if not self._may_agree:
-            conflicts += agreements(*sides, strategy)
+            edits, agreed = agreements(*sides, strategy)
+            merged = Hierarchy(work.overlay, merged).edit(edits).root
+            conflicts += agreed
         if self._reads is not None:
             # No strategy helps: what was written may rest on what is not true any more.
             conflicts += self._reads.stale(work.overlay, work.base, theirs)

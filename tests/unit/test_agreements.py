@@ -72,7 +72,7 @@ def test_the_conflict_says_where_and_why(counted):
     root, chunk = sorted(error.value.conflicts, key=lambda conflict: conflict.path)
     assert (root.path, root.kind, root.document) == ("", "document", "zarr.json")
     assert root.reason == "attributes/n, attributes/fresh: to the same value"
-    assert (chunk.path, chunk.coordinates, chunk.region) == ("c", (0,), (slice(0, 2),))
+    assert (chunk.path, chunk.coordinates, chunk.region) == ("c", (0,), (slice(0, 1),))
     assert chunk.ours == chunk.theirs != chunk.base
     assert "to the same value" in str(chunk)
 
@@ -99,6 +99,17 @@ def test_a_strategy_lets_them_agree(counted, merge):
         count(store)
         counted.run(count)
     assert zarr.open_array(counted.store("main"), path="c")[0] == 1
+
+
+def test_a_function_adds_up_what_both_counted(counted):
+    def add_up(conflict: vzarr.Conflict) -> np.ndarray:
+        base, ours, theirs = (conflict.decode(side) for side in ("base", "ours", "theirs"))
+        return ours + theirs - base
+
+    with counted.transaction(merge=add_up) as store:
+        count(store)
+        counted.run(count)
+    assert zarr.open_array(counted.store("main"), path="c")[0] == 2
 
 
 def test_what_both_made_anew_alike_is_no_conflict(counted):
