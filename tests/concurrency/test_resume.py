@@ -472,7 +472,7 @@ def test_a_session_of_another_process_is_listed(
     assert (found.kind, found.base, found.alive) == ("reader", base, True)
     assert (found.id, found.branch, found.nbytes) == ("", None, 0)
     assert (found.created, found.updated, found.checkpointed) == (None, None, None)
-    assert f"reader on at {base[:12]}, alive" in str(found)
+    assert f"reader at {base[:12]}, alive" in str(found)
     # Others may commit; it is where it was.
     with filled.transaction("main", "go on") as store:
         store.session.set("file", b"1")

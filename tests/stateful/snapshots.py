@@ -97,6 +97,8 @@ class Merge:
     def _value(self, path: str, base: Any, ours: Any, theirs: Any) -> Array | bytes | None:
         if not self.may_agree and base not in (ours, theirs):
             self._note_agreements(path, base, ours, theirs)
+            if isinstance(base, bytes) and isinstance(ours, bytes) and ours == theirs:
+                return self._choose((path, "file", None, None), ours, theirs, b"both")
         if ours == theirs or theirs == base:
             return ours
         if ours == base:
@@ -116,8 +118,6 @@ class Merge:
 
     def _note_agreements(self, path: str, base: Any, ours: Any, theirs: Any) -> None:
         """Note what both changed alike, but not what both made or deleted."""
-        if isinstance(base, bytes) and isinstance(ours, bytes) and ours == theirs:
-            self.places.add((path, "file", None, None))
         if not isinstance(ours, Array) or not isinstance(theirs, Array):
             return
         if base is not None and any(
@@ -125,10 +125,12 @@ class Merge:
         ):
             self.places.add((path, "document", None, None))
         for number in range(CHUNKS):
-            chunk = (base or Array()).chunk(number)
-            if chunk != ours.chunk(number) == theirs.chunk(number):
-                bounds = (number * CHUNK, (number + 1) * CHUNK)
-                self.places.add((path, "chunk", number, bounds))
+            if ours.chunk(number) == theirs.chunk(number):
+                before = (base or Array()).values
+                part = range(number * CHUNK, (number + 1) * CHUNK)
+                changed = [index for index in part if before[index] != ours.values[index]]
+                if changed:
+                    self.places.add((path, "chunk", number, (changed[0], changed[-1] + 1)))
 
     def _choose(self, place: Place, ours: Any, theirs: Any, mixed: Any) -> Any:
         self.places.add(place)

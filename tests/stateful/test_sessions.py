@@ -185,8 +185,6 @@ class SessionsMachine(RuleBasedStateMachine):
     def _merge(self, seat: Seat, prefer: str) -> tuple[Merge, Snapshot]:
         """Merge what a session did with what its branch is by now."""
         work, head = seat.work, self.snapshots[self.heads[seat.work.branch]]
-        if not seat.may_agree and prefer == "mixed":
-            prefer = "theirs"
         merge = Merge(prefer, may_agree=seat.may_agree)
         return merge, merge.snapshots(self.snapshots[work.base], work.content, head)
 
@@ -302,21 +300,21 @@ class SessionsMachine(RuleBasedStateMachine):
         if content != self.snapshots[head]:
             self._committed(branch, self.repo.branches[branch], content, head)
 
-    @rule(branch=branches, ours=some, theirs=some)
-    def interfere(self, branch, ours, theirs):
+    @rule(branch=branches, ours=some, theirs=some, prefer=strategies)
+    def interfere(self, branch, ours, theirs, prefer):
         """Let a transaction commit while another is under way."""
         self.transaction(branch, things, exclusive=True)
         base = self.snapshots[self.heads[branch]]
 
         def transact() -> None:
             content = base
-            with self.repo.transaction(branch, "the second") as store:
+            with self.repo.transaction(branch, "late", merge=strategy(prefer)) as store:
                 for step in ours:
                     content = step(store.session, content)
                 self.transaction(branch, theirs, exclusive=False)
                 merged.append(merge.snapshots(base, content, self.snapshots[self.heads[branch]]))
 
-        merge, merged = Merge("fail", may_agree=False), list[Snapshot]()
+        merge, merged = Merge(prefer, may_agree=False), list[Snapshot]()
         _, found = attempt(transact)
         assert found == merge.open
         head = self.heads[branch]
