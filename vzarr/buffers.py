@@ -50,10 +50,15 @@ class BufferPool:
 
     def _take(self, nbytes: int) -> Array:
         with self._lock:
-            for array, references in self._references():
-                if references == self._idle and nbytes <= array.size <= _WASTE * nbytes:
-                    return array[:nbytes]
-            return self._make(nbytes)[:nbytes]
+            found = self._find(nbytes)
+            return (self._make(nbytes) if found is None else found)[:nbytes]
+
+    def _find(self, nbytes: int) -> Array | None:
+        # A function, because a variable that goes on after the loop would keep the last one busy.
+        for array, references in self._references():
+            if references == self._idle and nbytes <= array.size <= _WASTE * nbytes:
+                return array
+        return None
 
     def _make(self, nbytes: int) -> Array:
         array = np.empty(nbytes, np.uint8)

@@ -65,6 +65,7 @@ def test_the_pool_keeps_no_more_than_its_budget():
     del held
     # Another size is in demand now: idle buffers make room for it.
     where = address(pool.copy(bytes(3000)))
+    assert [array.size for array in pool._arrays] == [3000]
     assert address(pool.copy(bytes(3000))) == where
     assert sum(array.size for array in pool._arrays) <= 3000
 
