@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tests.support import assert_sound
 # the same each time; everywhere else new ones are looked for.
 hypothesis.settings.register_profile("vzarr", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("vzarr")
+
+# A shell that starts us in the background has Ctrl-C ignored, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
