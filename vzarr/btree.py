@@ -657,8 +657,8 @@ class _Rewrite:
                 if before != after:
                     less, more = self._measure(before), self._measure(after)
                     count, nbytes = count - less[0] + more[0], nbytes - less[1] + more[1]
-        if not (0 <= count < 2**64 and 0 <= nbytes < 2**64):
-            raise CorruptError("a tree is damaged: its sums are beyond 64 bits")
+        if not (0 < count < 2**64 and 0 <= nbytes < 2**64):
+            raise CorruptError("a tree is damaged: its sums are not those of what is in it")
         digest = self._nodes.save(encode_node(level, run.keys, run.values))
         return REFERENCE.pack(digest, count, nbytes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -159,3 +160,25 @@ strategy_option = click.option(
     default="fail",
     help="Whose value to take in a conflict: the branch's, or the other's.  [default: fail]",
 )
+
+_INDEX = re.compile(r"(?P<index>-?\d+)|(?P<start>-?\d+)?:(?P<stop>-?\d+)?|(?P<rest>\.\.\.)")
+
+
+def parse_region(text: str) -> tuple[Any, ...]:
+    """Read an index as numpy would take it, with or without brackets."""
+    parts: list[Any] = []
+    inner = text.strip().removeprefix("[").removesuffix("]").strip()
+    for part in inner.split(",") if inner else ():
+        match = _INDEX.fullmatch(part.strip())
+        if match is None:
+            raise click.BadParameter(
+                f"{part!r} is no index such as 5, 0:10 or :", param_hint="--region"
+            )
+        if match["rest"]:
+            parts.append(...)
+        elif match["index"]:
+            parts.append(int(match["index"]))
+        else:
+            ends = (int(end) if end else None for end in (match["start"], match["stop"]))
+            parts.append(slice(*ends))
+    return tuple(parts)

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, final
 
 from vzarr.btree import Tree
+from vzarr.errors import InvalidInputError
 from vzarr.format import (
     EMPTY_ENTRY,
     Entry,
@@ -25,6 +26,7 @@ from vzarr.hierarchy import join
 from vzarr.merge import format_region
 from vzarr.metadata import NodeMetadata, Region, node_metadata
 from vzarr.objects import Store
+from vzarr.printable import printable
 
 Side = Literal["old", "new"]
 _SHOWN_CHUNKS = 5
@@ -132,18 +134,20 @@ class NodeChange:
         name = self.path or "/"
         if self.old_path is not None:
             name = f"{self.old_path} → {name}"
-        lines = [f"{mark} {self.kind} {name}"]
+        lines = [f"{mark} {self.kind} {printable(name)}"]
         if self.change == "changed":
             lines += [
-                f"    {key}: {_show(a)} → {_show(b)}" for key, (a, b) in self.metadata.items()
+                f"    {printable(key)}: {_show(a)} → {_show(b)}"
+                for key, (a, b) in self.metadata.items()
             ]
             lines += [
-                f"    @{key}: {_show(a)} → {_show(b)}" for key, (a, b) in self.attributes.items()
+                f"    @{printable(key)}: {_show(a)} → {_show(b)}"
+                for key, (a, b) in self.attributes.items()
             ]
         else:
             side = 1 if self.change == "added" else 0
             facts = [self.metadata[key][side] for key in ("shape", "dtype") if key in self.metadata]
-            lines[0] = "  ".join([lines[0], *map(str, facts)])
+            lines[0] = "  ".join([lines[0], *(printable(str(fact)) for fact in facts)])
         summary = self._chunk_summary()
         if summary:
             lines.append(f"    {summary}")
@@ -188,6 +192,11 @@ def _volume(region: Region) -> int:
 def _show(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+MAX_MEMBERS = 500_000
+"""As many members of what was added or removed whole are listed. Groups that share their members
+can make billions of a few kilobytes."""
 
 
 @final
@@ -267,6 +276,7 @@ class _Source:
         self._directories = Tree(store, entry_measure)
         self._store = store
         self._changes: list[NodeChange] = []
+        self._seen = 0
         # Whole subtrees that are on one side only; equal ones are moves.
         self._added: list[tuple[str, Entry]] = []
         self._removed: list[tuple[str, Entry]] = []
@@ -367,6 +377,12 @@ class _Source:
 
     def _members(self, entry: Entry) -> Iterator[tuple[str, Entry]]:
         for name, data in self._directories.scan(entry.directory):
+            self._seen += 1
+            if self._seen > MAX_MEMBERS:
+                raise InvalidInputError(
+                    f"more than {MAX_MEMBERS:,} groups, arrays and files are on one side alone, "
+                    "which are too many to list; compare snapshots that have more in common"
+                )
             yield decode_name(name), decode_entry(data)
 
     def _metadata(self, entry: Entry) -> NodeMetadata | None:

@@ -1,4 +1,8 @@
-"""Three-way merge of JSON documents, key by key: what merges is merged, the order is the base's."""
+"""JSON documents: parsed within bounds, and merged key by key.
+
+Documents may come from a stranger. What is too large or too deep to be parsed safely counts as no
+document at all, in every release and on every Python alike.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+MAX_DOCUMENT_BYTES = 2**26
+"""A longer document counts as none: parsed, it might take fifty times as much memory."""
+# Parsers give up at a depth that depends on Python; what a document means must not.
+_MAX_DEPTH = 100
+# The end of a string may be missing: else the search would begin anew at each quote in it.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
 _MISSING = object()
 _INDENT = re.compile(r"\{\n( +)\"")
 _ZARRS_INDENT = 2
@@ -14,6 +25,28 @@ _ZARRS_INDENT = 2
 
 class _Overlap(Exception):  # noqa: N818 - control flow, never leaves the module
     """Both sides changed one value to different ones."""
+
+
+def parse_document(data: bytes) -> dict[str, Any] | None:
+    """Parse a JSON object; None for what is none, or too large, or nested too deeply. O(n)."""
+    if len(data) > MAX_DOCUMENT_BYTES or _is_too_deep(data):
+        return None
+    try:
+        document = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _is_too_deep(data: bytes) -> bool:
+    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in _BRACKETS.finditer(_STRING.sub(b"", data)):
+        depth += 1 if bracket.group() in b"[{" else -1
+        if depth > _MAX_DEPTH:
+            return True
+    return False
 
 
 def merge_documents(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
@@ -26,13 +59,13 @@ def merge_documents(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
     base's, or the new one of a side. O(n log n).
     """
     sides = (base, ours, theirs)
-    documents = [_parse(data) for data in sides]
-    if not all(isinstance(document, dict) for document in documents):
+    documents = [document for data in sides if (document := parse_document(data)) is not None]
+    if len(documents) < len(sides):
         return None
     try:
         merged = _merge_mappings(*documents)
         return json.dumps(merged, indent=_merge_indents(*map(_indent, sides))).encode()
-    except (_Overlap, RecursionError):
+    except _Overlap:
         return None
 
 
@@ -43,14 +76,7 @@ def encode_document(document: Mapping[str, Any]) -> bytes:
 
 def is_document(data: bytes) -> bool:
     """Whether bytes are a JSON object. O(n)."""
-    return isinstance(_parse(data), dict)
-
-
-def _parse(data: bytes) -> Any:
-    try:
-        return json.loads(data.decode())
-    except (ValueError, RecursionError):
-        return None
+    return parse_document(data) is not None
 
 
 def _indent(data: bytes) -> int | None:
@@ -117,8 +143,9 @@ def agreed_keys(base: bytes, ours: bytes, theirs: bytes) -> list[str]:
 
     Lengths of axes do not count. Nothing is listed where one of the three is no JSON object. O(n).
     """
-    documents = [_parse(data) for data in (base, ours, theirs)]
-    if not all(isinstance(document, dict) for document in documents):
+    sides = (base, ours, theirs)
+    documents = [document for data in sides if (document := parse_document(data)) is not None]
+    if len(documents) < len(sides):
         return []
     return list(_agreed("", *documents))
 

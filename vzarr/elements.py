@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final
 
 import numpy as np
 
+from vzarr.inflation import MAX_DECODED_BYTES, InflationError, require_bounded
 from vzarr.metadata import ArrayMetadata, Region
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
 
 _T = TypeVar("_T")
+# An element of variable length may be this long, on average in its chunk, and no longer.
+_VARIABLE_BYTES = 2**16
 
 
 class UndecodableError(Exception):
@@ -245,9 +248,18 @@ class _Chunk:
 
         self._prototype = buffer_prototype
         self._store: MemoryStore = MemoryStore()
+        self._document = _document(documents, place)
+        _require_no_pickle(self._document)
         self._array: AsyncArray[Any] = AsyncArray(
-            _document(documents, place), StorePath(self._store), {"write_empty_chunks": False}
+            self._document, StorePath(self._store), {"write_empty_chunks": False}
         )
+        self._lengths = place.lengths
+        dtype = self._array.dtype
+        self._item_bytes = _VARIABLE_BYTES if dtype.hasobject else dtype.itemsize
+        if math.prod(place.lengths) * dtype.itemsize > MAX_DECODED_BYTES:
+            raise UndecodableError(
+                f"a chunk of its array has more than {MAX_DECODED_BYTES:,} bytes when decoded"
+            )
         self._key = self._array.metadata.encode_chunk_key((0,) * len(place.lengths))
 
     async def read(self, chunk: bytes | None) -> Values:
@@ -255,6 +267,7 @@ class _Chunk:
         if chunk is None:
             await self._store.delete(self._key)
         else:
+            require_bounded(self._document, chunk, self._lengths, self._item_bytes)
             await self._store.set(self._key, self._prototype.buffer.from_bytes(chunk))
         values = await self._array.getitem(..., prototype=self._prototype)
         return np.asarray(values, dtype=self._array.dtype, order="C")
@@ -285,6 +298,24 @@ class _Chunk:
         return chunk
 
 
+def _require_no_pickle(document: Mapping[str, Any]) -> None:
+    """Refuse a codec that runs what a stranger put into a chunk, whatever zarr is set to do."""
+    waiting = [document.get(key) for key in ("codecs", "filters", "compressor")]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            names = (item.get("id"), item.get("name"))
+            if any(isinstance(name, str) and "pickle" in name.lower() for name in names):
+                raise UndecodableError(
+                    "its codec is pickle, which runs any code that is in the data; vzarr does not "
+                    "decode it, so store the array with another codec"
+                )
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += [each for each in item if not isinstance(each, str)]
+            waiting += [{"name": each} for each in item if isinstance(each, str)]
+
+
 def _document(documents: Mapping[str, bytes], place: _Place) -> Any:
     """Describe an array that is one chunk."""
     document = json.loads(documents.get("zarr.json", b"null"))
@@ -313,6 +344,8 @@ class _Worker:
             return self._pool.submit(lambda: self._runner.run(work(self))).result()
         except (UndecodableError, UnfitError):
             raise
+        except InflationError as error:
+            raise UndecodableError(f"it is not decoded: {error}") from error
         except Exception as error:
             # Codecs of all origins raise what they like.
             first = str(error).strip().partition("\n")[0]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from vzarr.printable import printable
+
 __all__ = [
     "AlreadyExistsError",
     "BusyError",
@@ -110,9 +112,10 @@ class Holder:
 
     def __str__(self) -> str:
         who = f"process {self.pid}" if self.pid is not None else "another process"
-        what = f" ({self.command})" if self.command else ""
+        # Read from a file or a lock, and so whatever somebody has put there.
+        what = f" ({printable(self.command)})" if self.command else ""
         when = f", since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
-        return f"{who}{what} on {self.host}{when}"
+        return f"{who}{what} on {printable(self.host)}{when}"
 
 
 class BusyError(VzarrError, TimeoutError):

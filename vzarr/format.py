@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NewType, TypeVar
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import msgpack
 from blake3 import blake3
 
 from vzarr.errors import CorruptError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MAGIC = "vzarr"
 FORMAT_VERSION = 1
@@ -30,6 +33,8 @@ MAX_CHUNK_BYTES = 2**32 - 1
 """LMDB holds no larger value, and lengths are stored in 32 bits."""
 MAX_NDIM = 64
 """An array has no more dimensions, as in NumPy."""
+MAX_DEPTH = 200
+"""A path has no more names. Groups are walked by functions that call themselves."""
 
 Digest = NewType("Digest", bytes)
 """BLAKE3-256 of an object, 32 bytes."""
@@ -47,6 +52,15 @@ _U64 = struct.Struct("<Q")
 def chunk_digest(data: bytes | memoryview) -> Digest:
     """Hash the bytes of a chunk, document or file. O(n); releases the GIL above 2 KiB or so."""
     return Digest(blake3(data).digest())
+
+
+def chunk_digests(data: bytes, lengths: Iterable[int]) -> Iterator[Digest]:
+    """Hash beginnings of bytes, of lengths that ascend, as chunks. O(n) for all together."""
+    hasher, done, view = blake3(), 0, memoryview(data)
+    for length in lengths:
+        hasher.update(view[done:length])
+        done = length
+        yield Digest(hasher.digest())
 
 
 def node_digest(data: bytes) -> Digest:
@@ -67,6 +81,44 @@ def commit_digest(data: bytes) -> Digest:
 def key_hash(key: bytes) -> int:
     """Hash a tree key to the 64 bits that decide where nodes end."""
     return int(_U64.unpack(blake3(key).digest(8))[0])
+
+
+# ── seals ────────────────────────────────────────────────────────────────────────────────────────
+# An object has its digest for a key. What has a name for a key, and may change, ends with a
+# checksum instead, of the name too: no flipped bit passes for another message, time, head or name.
+
+SEALED = frozenset({"meta", "branches", "tags", "reflog", "sessions"})
+"""The databases whose records end with a seal."""
+SEAL_BYTES = 4
+_SEAL_KEY = b"vzarr.seal".ljust(32, b"\0")
+_U16 = struct.Struct("<H")
+
+
+def seal(database: str, key: bytes, record: Buffer) -> bytes:
+    """Give a record as it is stored: with the checksum of its place and its bytes behind it. O(n).
+
+    The seal is no signature: it finds damage, not malice.
+    """
+    place = database.encode() + b"\0" + _U16.pack(len(key)) + key
+    record = bytes(record)
+    return record + blake3(place + record, key=_SEAL_KEY).digest(SEAL_BYTES)
+
+
+def unseal(database: str, key: bytes, data: bytes) -> bytes:
+    """Give a stored record without its seal. Raises ``CorruptError`` if that is broken. O(n)."""
+    record = data[:-SEAL_BYTES]
+    if seal(database, key, record) != data:
+        raise CorruptError(
+            f"the record {_show_key(key)} in {database} is damaged: its checksum is wrong; "
+            "run a check"
+        )
+    return record
+
+
+def _show_key(key: bytes) -> str:
+    if key.isascii() and key.decode().isprintable():
+        return repr(key.decode())
+    return key.hex()
 
 
 # ── times ────────────────────────────────────────────────────────────────────────────────────────
@@ -91,6 +143,8 @@ def from_microseconds(time: int) -> datetime:
 # ── records, the common part ─────────────────────────────────────────────────────────────────────
 
 _T = TypeVar("_T")
+# A list in a list, a thousand deep: each may claim as many items, of 8 bytes, as there are bytes.
+_SMALL_BYTES = 4096
 _JSON_SCALARS = (str, int, float, type(None))
 
 
@@ -101,9 +155,26 @@ def _pack(value: Any) -> bytes:
 
 def _unpack(data: bytes, what: str) -> Any:
     try:
+        if len(data) > _SMALL_BYTES:
+            # Lists are made as long as they claim to be before their items are read. In what can be
+            # skipped over, they claim no more than there is.
+            unpacker = msgpack.Unpacker(max_buffer_size=0)
+            unpacker.feed(data)
+            unpacker.skip()
         return msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise CorruptError(f"the {what} is damaged: {error or type(error).__name__}") from error
+
+
+def record_bytes(data: bytes) -> int | None:
+    """Tell how long a record is that bytes begin with; None if they begin with none. O(n)."""
+    unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1))
+    try:
+        unpacker.feed(data)
+        unpacker.skip()
+    except (ValueError, msgpack.UnpackException):
+        return None
+    return int(unpacker.tell())
 
 
 def _decode(
@@ -281,6 +352,13 @@ class TagRecord:
     time: int
 
 
+def decode_head(data: bytes) -> Digest:
+    """Decode a branch, which is nothing but the digest of its head."""
+    if len(data) != DIGEST_BYTES:
+        raise CorruptError(f"a branch is damaged: {len(data)} bytes instead of {DIGEST_BYTES}")
+    return Digest(data)
+
+
 def encode_tag(record: TagRecord) -> bytes:
     """Encode a tag."""
     _require_digest(record.commit)
@@ -325,7 +403,16 @@ def decode_reflog(data: bytes) -> ReflogRecord:
 
 def reflog_key(branch: str, sequence: int) -> bytes:
     """Order a branch's reflog: its name, a zero byte, and a big-endian counter of 64 bits."""
+    if sequence >= 2**64:
+        raise CorruptError(f"the reflog of {branch!r} has no number left for another move")
     return reflog_prefix(branch) + sequence.to_bytes(8, "big")
+
+
+def split_reflog_key(key: bytes) -> tuple[bytes, int]:
+    """Give the branch's encoded name and the number that a key is made of."""
+    if len(key) < 9 or key[-9]:
+        raise CorruptError(f"a reflog is damaged: the key {key.hex()} is no name and number")
+    return key[:-9], int.from_bytes(key[-8:], "big")
 
 
 def reflog_prefix(branch: str) -> bytes:
@@ -333,6 +420,7 @@ def reflog_prefix(branch: str) -> bytes:
     return branch.encode() + b"\0"
 
 
+SESSION_ID_BYTES = 16
 SESSION, FORK, MERGED_FORK = 0, 1, 2
 """The kinds of lease: of a session, of a fork of one, of a fork whose edits its session has."""
 
@@ -416,8 +504,17 @@ def decode_journal(data: bytes) -> list[JournalEdit]:
 
 def session_key(session_id: bytes, batch: int) -> bytes:
     """Order a session's records: its lease is 0, and what it staged or a fork edited 1 and up."""
-    _require(len(session_id) == 16, "a session's id has 16 bytes")
+    _require(len(session_id) == SESSION_ID_BYTES, "a session's id has 16 bytes")
+    if batch >= 2**32:
+        raise CorruptError(f"session {session_id.hex()} has no number left for another record")
     return session_id + batch.to_bytes(4, "big")
+
+
+def split_session_key(key: bytes) -> tuple[bytes, int]:
+    """Give the session's id and the number that a key is made of."""
+    if len(key) != SESSION_ID_BYTES + 4:
+        raise CorruptError(f"a session is damaged: the key {key.hex()} is no id and number")
+    return key[:SESSION_ID_BYTES], int.from_bytes(key[SESSION_ID_BYTES:], "big")
 
 
 # ── references from entries and indexes ──────────────────────────────────────────────────────────
@@ -658,11 +755,14 @@ def decode_entry(data: bytes) -> Entry:
 
 
 def decode_name(data: bytes) -> str:
-    """Decode a name of a directory, which is UTF-8."""
+    """Decode a name of a directory, which is UTF-8 without a slash."""
     try:
-        return data.decode()
+        name = data.decode()
     except UnicodeDecodeError as error:
         raise CorruptError(f"a directory is damaged: the name {data!r} is not UTF-8") from error
+    if "/" in name:
+        raise CorruptError(f"a directory is damaged: the name {name!r} has a slash in it")
+    return name
 
 
 def entry_measure(data: bytes) -> tuple[int, int]:

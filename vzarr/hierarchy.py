@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from vzarr.btree import Tree
-from vzarr.errors import AlreadyExistsError, InvalidInputError, NotFoundError
+from vzarr.errors import AlreadyExistsError, CorruptError, InvalidInputError, NotFoundError
 from vzarr.format import (
     DIGEST_BYTES,
     DOCUMENTS,
     EMPTY_ENTRY,
+    MAX_DEPTH,
     Blob,
     Entry,
     Layout,
@@ -201,7 +202,7 @@ class Hierarchy:
         for name, member in self.members(entry):
             if member.file is not None:
                 yield base + name, member.file
-            yield from self._items(member, f"{base}{name}/")
+            yield from self._items(member, _base(base, name))
 
     def _keys(self, entry: Entry, base: str) -> Iterator[str]:
         for name in entry.documents:
@@ -213,7 +214,7 @@ class Hierarchy:
         for name, member in self.members(entry):
             if member.file is not None:
                 yield base + name
-            yield from self._keys(member, f"{base}{name}/")
+            yield from self._keys(member, _base(base, name))
 
     def _chunk_spaces(self, path: str) -> Iterator[tuple[str, Entry, bytes]]:
         """Find the arrays above a path for which it is the beginning of chunk keys.
@@ -224,7 +225,7 @@ class Hierarchy:
         base, tail = "", path
         while tail and entry is not None:
             if entry.layout is not None and entry.index is not None:
-                prefix = _chunk_prefix(entry.layout, tail)
+                prefix = chunk_prefix(entry.layout, tail)
                 if prefix is not None:
                     yield base, entry, prefix
             name, _, tail = tail.partition("/")
@@ -305,6 +306,7 @@ class Hierarchy:
     def _require_group_above(self, source: str, destination: str) -> None:
         """Refuse a destination where the keys of what is moved would not be found again."""
         what = f"cannot move {source!r} to {destination!r}"
+        require_depth(destination)
         parent, _, name = destination.rpartition("/")
         if name in DOCUMENTS:
             raise InvalidInputError(f"{what}: {name!r} is the name of a metadata document")
@@ -415,8 +417,8 @@ class Hierarchy:
         return member
 
 
-def collect(overlay: Overlay, root: Entry) -> tuple[dict[bytes, bytes], set[bytes]]:
-    """Find what a snapshot needs of a session's new objects: nodes, and digests of bytes.
+def collect(overlay: Overlay, *roots: Entry) -> tuple[dict[bytes, bytes], set[bytes]]:
+    """Find what snapshots need of a session's new objects: nodes, and digests of bytes.
 
     The digests are all those that the new nodes name, also of bytes which the repository has.
     O(new nodes): the walk ends where a node is not the session's own.
@@ -450,13 +452,38 @@ def collect(overlay: Overlay, root: Entry) -> tuple[dict[bytes, bytes], set[byte
             else:
                 leaf(value)
 
-    visit(root)
+    for root in roots:
+        visit(root)
     return nodes, blobs
 
 
 def join(path: str, name: str) -> str:
-    """Join a node's path and a member's name."""
+    """Join a node's path and a member's name. Raises ``CorruptError`` where that is too deep."""
+    if path.count("/") >= MAX_DEPTH:
+        raise _too_deep(path)
     return f"{path}/{name}" if path else name
+
+
+def require_depth(key: str) -> None:
+    """Raise ``InvalidInputError`` for a key or path with too many names. O(length)."""
+    if key.count("/") > MAX_DEPTH:
+        raise InvalidInputError(
+            f"the key {key[:40]!r}... has more than {MAX_DEPTH} groups; nest them less deeply"
+        )
+
+
+def _base(base: str, name: str) -> str:
+    """Join the beginning of keys, which is empty or ends with a slash, and a member's name."""
+    if base.count("/") > MAX_DEPTH:
+        raise _too_deep(base)
+    return f"{base}{name}/"
+
+
+def _too_deep(path: str) -> CorruptError:
+    return CorruptError(
+        f"groups are nested more than {MAX_DEPTH} deep below {path[:40]!r}; no key may be set "
+        "there, and if a move has brought them there, move them up"
+    )
 
 
 def _first(pair: tuple[bytes, object]) -> bytes:
@@ -469,7 +496,7 @@ def _after(prefix: bytes) -> bytes | None:
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
 
 
-def _chunk_prefix(layout: Layout, tail: str) -> bytes | None:
+def chunk_prefix(layout: Layout, tail: str) -> bytes | None:
     """Find the index keys' common prefix for chunk keys that begin with ``tail`` and a slash."""
     if layout.separator != "/":
         return None

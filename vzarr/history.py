@@ -22,6 +22,7 @@ from vzarr.format import (
     to_microseconds,
 )
 from vzarr.objects import Cache
+from vzarr.printable import printable
 
 _commits: Cache[bytes, CommitRecord] = Cache(1 << 13)
 
@@ -44,8 +45,8 @@ class Commit:
     """The content id of the snapshot: equal data, equal root."""
 
     def __str__(self) -> str:
-        subject = self.message.partition("\n")[0]
-        return f"{self.id[:12]}  {self.time:%Y-%m-%d %H:%M:%S}  {self.author}  {subject}"
+        author, subject = printable(self.author), printable(self.message.partition("\n")[0])
+        return f"{self.id[:12]}  {self.time:%Y-%m-%d %H:%M:%S}  {author}  {subject}"
 
 
 def now() -> int:

@@ -6,18 +6,19 @@ node with another one costs a lookup, and it can be told of every commit what da
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import final
 
 from vzarr.btree import ending
+from vzarr.documents import is_document
 from vzarr.errors import CorruptError
 from vzarr.evidence import MISSING, Loader, LostError, Values, wrong_length
 from vzarr.findings import Kind, Place
 from vzarr.format import (
     BLOB_BYTES,
     DOCUMENTS,
+    MAX_DEPTH,
     Blob,
     Entry,
     Layout,
@@ -30,12 +31,15 @@ from vzarr.format import (
     entry_digest,
     node_digest,
 )
-from vzarr.hierarchy import join
+from vzarr.hierarchy import chunk_prefix
 from vzarr.metadata import ArrayMetadata, Region, layout_of, node_metadata
 from vzarr.node import MAX_ENTRIES, REFERENCE, Node, decode_node, row_of
 
 MAX_PLACES = 1000
 """So many places of damage are told apart in one snapshot; further ones are counted."""
+
+# So many arrays above a path are kept in mind.
+_MAX_CONTEXT = 2
 
 Context = tuple[tuple[Layout, str], ...]
 """For each array above a path: how it spells chunk keys, and what of them the path is."""
@@ -74,6 +78,10 @@ class _Below:
     widths: set[int] = field(default_factory=set)
 
 
+class _TooDeepError(Exception):
+    """Never leaves this module."""
+
+
 @final
 class Inspection:
     """Looks at snapshots, and at each object that they share once. Not thread-safe."""
@@ -88,6 +96,7 @@ class Inspection:
         self._step = step
         self.omitted = 0
         """How many places were left out, because there are so many."""
+        self._depth = 0
         self._roots: dict[bytes, tuple[Place, ...]] = {}
         self._nodes: dict[bytes | tuple[bytes, Context], _Known | str] = {}
         self._entries: dict[tuple[bytes, Context], tuple[Place, ...]] = {}
@@ -113,14 +122,23 @@ class Inspection:
                 places = self._entry(entry, ())
             except LostError as error:
                 places = (Place("snapshot", f"root {_name(root)}: {error}", root),)
-            except RecursionError:
-                message = "groups are nested too deeply to be checked"
+            except _TooDeepError:
+                message = f"groups are nested more than {MAX_DEPTH} deep, and nobody reads them"
                 places = (Place("snapshot", message, root),)
             self._roots[root] = places
         return places
 
     def _entry(self, entry: Entry, context: Context) -> tuple[Place, ...]:
         """Look at all that lies at and below one path; places are relative to it."""
+        if self._depth > MAX_DEPTH:
+            raise _TooDeepError
+        self._depth += 1
+        try:
+            return self._bounded(self._entry_places(entry, context))
+        finally:
+            self._depth -= 1
+
+    def _entry_places(self, entry: Entry, context: Context) -> list[Place]:
         places = self._node_documents(entry)
         # In _entry, _node and _members a path's depth becomes depth of calls: no others between.
         if entry.index is not None:
@@ -137,7 +155,7 @@ class Inspection:
                 places.append(
                     Place("file", f"file {_name(entry.file.digest)}: {problem}", entry.file.digest)
                 )
-        return self._bounded(places)
+        return places
 
     def _node_documents(self, entry: Entry) -> list[Place]:
         """Look at the metadata documents of an entry, and at what follows from them."""
@@ -172,7 +190,7 @@ class Inspection:
                 raise LostError(wrong_length(len(data), blob.length))
         except LostError as error:
             return Place("document", f"document {_name(blob.digest)}: {error}", blob.digest)
-        if self._whole and not _is_json_object(data):
+        if self._whole and not is_document(data):
             return Place(
                 "metadata", f"document {_name(blob.digest)} is no JSON object", blob.digest
             )
@@ -308,15 +326,16 @@ class Inspection:
         """Look at what the members of a directory are, and at all below them."""
         below = _Below()
         for key, value in zip(node.keys, node.values, strict=True):
+            name = key.decode(errors="backslashreplace")
             try:
-                name, entry = decode_name(key), decode_entry(value)
+                entry = decode_entry(value)
+                below.count, below.nbytes = below.count + entry.count, below.nbytes + entry.nbytes
+                name = decode_name(key)
             except CorruptError as error:
-                name = key.decode(errors="backslashreplace")
                 below.places.append(Place("entry", str(error), digest, name))
                 continue
-            below.count, below.nbytes = below.count + entry.count, below.nbytes + entry.nbytes
             below.places += _misplaced(digest, name, entry, context)
-            within = tuple((layout, f"{prefix}{name}/") for layout, prefix in context)
+            within = _within(name, context)
             found = self._entries.get((value, within))
             if found is None:
                 found = self._entries[value, within] = self._entry(entry, within)
@@ -336,20 +355,13 @@ def _name(digest: bytes) -> str:
 
 
 def _below(name: str, path: str) -> str:
-    return join(name, path) if path else name
+    return f"{name}/{path}" if path else name
 
 
 def _spell(layout: Layout | None) -> str:
     if layout is None:
         return "that it is no array with chunk keys"
     return f"chunk keys like {layout.spell(bytes(4 * layout.ndim))!r}"
-
-
-def _is_json_object(data: bytes) -> bool:
-    try:
-        return isinstance(json.loads(data.decode()), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def _all_of(kind: Kind, message: str, tree: TreeRef, last: bytes) -> Place:
@@ -366,12 +378,24 @@ def _misplaced(digest: bytes, name: str, entry: Entry, context: Context) -> list
     places = []
     if entry.is_empty:
         places.append(Place("entry", "an entry of a directory is empty", digest, name))
-    if "/" in name:
-        places.append(Place("entry", "a name in a directory has a slash in it", digest, name))
     if entry.file is not None and _belongs_elsewhere(name, context):
         message = "a document or a chunk is kept as a plain file"
         places.append(Place("place", message, digest, name))
     return places
+
+
+def _within(name: str, context: Context) -> Context:
+    """Give the arrays above of which a chunk's key may go on below a name, and how it begins.
+
+    It does not matter which numbers a key has, and no honest file has chunks in chunks in chunks:
+    else members that share directories could make a look at each take forever.
+    """
+    number = "0" if name.isdigit() else name
+    return tuple(
+        (layout, f"{prefix}{number}/")
+        for layout, prefix in context[:_MAX_CONTEXT]
+        if chunk_prefix(layout, prefix + name) is not None
+    )
 
 
 def _belongs_elsewhere(name: str, context: Context) -> bool:

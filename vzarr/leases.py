@@ -22,16 +22,19 @@ from vzarr.environment import Environment, Txn
 from vzarr.errors import Holder, SessionStateError
 from vzarr.format import (
     SESSION,
+    SESSION_ID_BYTES,
     Digest,
     LeaseRecord,
     decode_lease,
     encode_lease,
     from_microseconds,
     session_key,
+    split_session_key,
 )
 from vzarr.history import now
+from vzarr.printable import printable
 
-ID_BYTES = 16
+ID_BYTES = SESSION_ID_BYTES
 NOBODY = 0
 """The token of a lease whose owner has ended the session, and goes on itself."""
 # It may hold a whole script.
@@ -69,7 +72,8 @@ class SessionInfo:
 
     def __str__(self) -> str:
         state = {True: "alive", False: "dead", None: "of another machine"}[self.alive]
-        where = f"on {self.branch} at {self.base[:12]}" if self.branch else f"at {self.base[:12]}"
+        branch = printable(self.branch or "")
+        where = f"on {branch} at {self.base[:12]}" if self.branch else f"at {self.base[:12]}"
         saved = f", saved {self.checkpointed:%Y-%m-%d %H:%M:%S}" if self.checkpointed else ""
         size = f", {self.nbytes:,} bytes staged" if self.nbytes else ""
         return f"{self.id or '-':<32}  {self.kind} {where}, {state}{saved}{size}: {self.owner}"
@@ -128,7 +132,7 @@ def leases(txn: Txn) -> Iterator[tuple[bytes, LeaseRecord]]:
     start = b""
     while True:
         for key, data in txn.scan("sessions", start=start):
-            session_id, number = key[:ID_BYTES], int.from_bytes(key[ID_BYTES:], "big")
+            session_id, number = split_session_key(key)
             if number == 0:
                 yield session_id, decode_lease(data)
             break
@@ -142,13 +146,13 @@ def records(txn: Txn, session_id: bytes, *, after: int = 0) -> Iterator[tuple[in
     """List what lies beside a lease: batches, or a fork's journal, by number. O(their number)."""
     start = session_key(session_id, after + 1)
     for key, data in txn.scan("sessions", prefix=session_id, start=start):
-        yield int.from_bytes(key[ID_BYTES:], "big"), data
+        yield split_session_key(key)[1], data
 
 
 def last_number(txn: Txn, session_id: bytes) -> int:
     """Give the highest number of a session's records; 0 if there is but the lease. O(log n)."""
     for key, _ in txn.scan("sessions", prefix=session_id, reverse=True, keys_only=True):
-        return int.from_bytes(key[ID_BYTES:], "big")
+        return split_session_key(key)[1]
     return 0
 
 
@@ -247,6 +251,7 @@ class Lease:
         Raises ``SessionStateError`` if a collection of garbage, or who resumed the session, took
         its owner for dead: one on another machine that wrote nothing for weeks.
         """
+        self._require_own()
         if self.record.nbytes or self.record.staged is not None:
             found = find(txn, self.id)
             if found is None or found.token != self.record.token:

@@ -21,6 +21,7 @@ from vzarr.format import (
     decode_journal,
     decode_tag,
     session_key,
+    split_session_key,
 )
 from vzarr.marking import Marks
 
@@ -158,7 +159,7 @@ def _session_ids(txn: Txn) -> Iterator[bytes]:
     """List the ids that have records, with or without a lease. O(ids · log n)."""
     start = b""
     while (found := next(txn.scan("sessions", start=start, keys_only=True), None)) is not None:
-        session_id = found[0][: leases.ID_BYTES]
+        session_id, _ = split_session_key(found[0])
         yield session_id
         # Beyond all numbers of this one.
         start = session_id + b"\xff" * 5

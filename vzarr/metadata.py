@@ -8,24 +8,20 @@ says so with None and treats the node's keys as plain files.
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
+from vzarr.documents import MAX_DOCUMENT_BYTES, parse_document
 from vzarr.format import MAX_NDIM, Blob, Layout
 
 Kind = Literal["array", "group"]
 Region = tuple[slice, ...]
 """The part of an array that a chunk covers: one slice a dimension, clipped to the shape."""
 
-# Parsers give up at a depth that depends on Python; what a document means must not.
-_MAX_DEPTH = 100
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_BRACKETS = re.compile(rb"[\[\]{}]")
-# As many chunks an edge list may stand for; each is a number in memory.
+# As many chunks the edge lists of a grid may stand for; each is a number in memory.
 _MAX_EDGES = 2**20
 # Keys of a document that may change while the stored chunks keep their meaning.
 _SOFT_KEYS = {"shape", "attributes", "dimension_names", "consolidated_metadata"}
@@ -88,6 +84,7 @@ class NodeMetadata:
 
 _cache: dict[tuple[tuple[str, bytes], ...], NodeMetadata | None] = {}
 _CACHE_LIMIT = 4096
+_LARGE_BYTES = 2**16
 
 
 def node_metadata(
@@ -104,11 +101,13 @@ def node_metadata(
         return _cache[key]
     except KeyError:
         pass
-    parsed = {name: _parse(read(blob)) for name, blob in documents.items() if name != ".zmetadata"}
+    parsed = {name: _parse(blob, read) for name, blob in documents.items() if name != ".zmetadata"}
     metadata = _read_v3(parsed.get("zarr.json")) or _read_v2(parsed)
-    if len(_cache) >= _CACHE_LIMIT:
-        _cache.clear()
-    _cache[key] = metadata
+    # Documents are a few hundred bytes; what is much larger would fill the memory.
+    if sum(blob.length for blob in documents.values()) <= _LARGE_BYTES:
+        if len(_cache) >= _CACHE_LIMIT:
+            _cache.clear()
+        _cache[key] = metadata
     return metadata
 
 
@@ -120,25 +119,9 @@ def layout_of(documents: Mapping[str, Blob], read: Callable[[Blob], bytes]) -> L
     return metadata.array.layout
 
 
-def _parse(data: bytes) -> Mapping[str, Any] | None:
-    if _is_too_deep(data):
-        return None
-    try:
-        document = json.loads(data.decode())
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def _is_too_deep(data: bytes) -> bool:
-    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH:
-        return False
-    depth = 0
-    for bracket in _BRACKETS.findall(_STRING.sub(b"", data)):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > _MAX_DEPTH:
-            return True
-    return False
+def _parse(blob: Blob, read: Callable[[Blob], bytes]) -> Mapping[str, Any] | None:
+    # One that is too long is not even read.
+    return parse_document(read(blob)) if blob.length <= MAX_DOCUMENT_BYTES else None
 
 
 def _read_v3(document: Mapping[str, Any] | None) -> NodeMetadata | None:
@@ -222,13 +205,24 @@ def _v3_grid(grid: Any, ndim: int) -> tuple[int | tuple[int, ...], ...] | None:
             shapes = configuration.get("chunk_shapes")
             if not isinstance(shapes, list) or len(shapes) != ndim:
                 return None
-            lengths = [_edge_lengths(shape) for shape in shapes]
-            known = tuple(length for length in lengths if length is not None)
-            return known if len(known) == ndim else None
+            return _edges(shapes)
     return None
 
 
-def _edge_lengths(spec: Any) -> int | tuple[int, ...] | None:
+def _edges(shapes: list[Any]) -> tuple[int | tuple[int, ...], ...] | None:
+    """Expand a rectilinear grid."""
+    grid: list[int | tuple[int, ...]] = []
+    room = _MAX_EDGES
+    for shape in shapes:
+        lengths = _edge_lengths(shape, room)
+        if lengths is None:
+            return None
+        grid.append(lengths)
+        room -= 1 if isinstance(lengths, int) else len(lengths)
+    return tuple(grid)
+
+
+def _edge_lengths(spec: Any, room: int) -> int | tuple[int, ...] | None:
     """Expand one dimension of a rectilinear grid: a length, or lengths and [length, repeats]."""
     if _is_length(spec):
         return int(spec)
@@ -239,7 +233,7 @@ def _edge_lengths(spec: Any) -> int | tuple[int, ...] | None:
         length, repeats = item if isinstance(item, list) and len(item) == 2 else (item, 1)
         if not _is_length(length) or not _is_length(repeats):
             return None
-        if len(lengths) + repeats > _MAX_EDGES:
+        if len(lengths) + repeats > room:
             return None
         lengths += [length] * repeats
     return tuple(lengths)

@@ -16,6 +16,7 @@ MAX_ENTRIES = 1024
 """A node holds no more; of nodes cut by hash alone, one in 10^14 would."""
 MAX_LEVEL = 31
 """No level is higher; 2^64 of the worst keys would reach level 18."""
+_FIELDS = 6
 REFERENCE = struct.Struct("<32sQQ")
 """A value above level 0: the digest, count and nbytes of a node."""
 
@@ -59,7 +60,8 @@ def decode_node(data: bytes) -> Node:
     Sizes, order and spelling are checked; what takes other nodes to tell, ``Tree.check`` does.
     """
     try:
-        fields = msgpack.unpackb(data)
+        # None of the fields is a list, so that nothing is made only because a header claims it.
+        fields = msgpack.unpackb(data, max_array_len=_FIELDS, max_map_len=0, max_ext_len=0)
         level, n, key_ends, key_bytes, value_ends, value_bytes = fields
         if not (type(level) is type(n) is int and 0 <= level <= MAX_LEVEL and 0 < n <= MAX_ENTRIES):
             raise ValueError("its level or its size is impossible")
@@ -87,10 +89,12 @@ def _pack_column(items: list[bytes]) -> tuple[int | bytes, bytes]:
 def _unpack_column(n: int, ends: int | bytes, data: bytes) -> list[bytes]:
     if type(data) is not bytes:
         raise TypeError("a column is not of bytes")
-    if isinstance(ends, int):
+    if type(ends) is int:
         if len(data) != n * ends:
             raise ValueError("a column has the wrong length")
         return list(row_of(f"{ends}s", n).unpack(data))
+    if type(ends) is not bytes:
+        raise TypeError("the widths of a column are neither a number nor offsets")
     offsets = (0, *row_of("I", n).unpack(ends))
     items = [data[start:end] for start, end in pairwise(offsets)]
     # Offsets that go back, or beyond the data, or spell one width, do not come out again.

@@ -179,14 +179,16 @@ def _check_format(environment: Environment, *, writable: bool) -> None:
     record = decode_format(data)
     if record.min_reader_version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"{environment.path} has format version {record.version}, and this release of vzarr "
-            f"reads up to version {FORMAT_VERSION}; install a newer vzarr",
+            f"{environment.path} has format version {record.version}, which takes a vzarr that "
+            f"knows version {record.min_reader_version}; this release reads up to version "
+            f"{FORMAT_VERSION}: install a newer vzarr (pip install --upgrade vzarr)",
             path=environment.path,
         )
     if writable and record.version > FORMAT_VERSION:
         raise FormatVersionError(
             f"{environment.path} has format version {record.version}, which this release of vzarr "
-            "can read but not write; open it with mode 'r', or install a newer vzarr",
+            "can read but not write; open it with mode 'r', or install a newer vzarr "
+            "(pip install --upgrade vzarr)",
             path=environment.path,
         )
 

@@ -13,13 +13,15 @@ from vzarr.findings import Kind, Problem
 from vzarr.format import (
     DIGEST_BYTES,
     SESSION,
+    SESSION_ID_BYTES,
     LeaseRecord,
     decode_journal,
     decode_lease,
     decode_reflog,
     decode_tag,
+    split_reflog_key,
+    split_session_key,
 )
-from vzarr.leases import ID_BYTES
 from vzarr.refs import check_name
 
 Alive = Callable[[bytes, LeaseRecord], bool | None]
@@ -68,12 +70,12 @@ class Origins:
 def read_origins(source: Source, alive: Alive, *, whole: bool) -> Origins:
     """Read branches and tags, and with ``whole`` reflogs and leases too. O(their number)."""
     origins = Origins()
-    for key, data in _listed(origins, source, "branches", "branch"):
+    for key, data in _listed(origins, source, "branches", "branch", _no_branch):
         _branch(origins, key, data)
-    for key, data in _listed(origins, source, "tags", "tag"):
+    for key, data in _listed(origins, source, "tags", "tag", _no_tag):
         _tag(origins, key, data)
     if whole:
-        for key, data in _listed(origins, source, "reflog", "reflog"):
+        for key, data in _listed(origins, source, "reflog", "reflog", _no_move):
             _move(origins, key, data)
         _sessions(origins, source, alive)
     return origins
@@ -94,37 +96,62 @@ def entries(
 
 
 def _listed(
-    origins: Origins, source: Source, database: str, kind: Kind
+    origins: Origins,
+    source: Source,
+    database: str,
+    kind: Kind,
+    broken: Callable[[bytes, str], Problem],
 ) -> Iterator[tuple[bytes, bytes]]:
+    """Give the records of a database that are whole, and note those that are not."""
     try:
-        yield from entries(source, database)
+        for key, _ in entries(source, database, keys_only=True):
+            try:
+                with source.read() as txn:
+                    data = txn.get(database, key)
+            except CorruptError as error:
+                origins.problems.append(broken(key, str(error)))
+                continue
+            if data is not None:
+                yield key, data
     except CorruptError as error:
         cost = f"not all records in {database} can be read"
         origins.problems.append(Problem(kind, str(error), cost))
 
 
 def _branch(origins: Origins, key: bytes, data: bytes) -> None:
-    name = key.decode(errors="backslashreplace")
     problem = _bad_name(key, "branch")
     if len(data) != DIGEST_BYTES:
         problem = f"its record has {len(data)} bytes, and a commit's id has {DIGEST_BYTES}"
     else:
-        origins.names(data).branches.append(name)
+        origins.names(data).branches.append(_spell(key))
     if problem:
-        message, cost = f"branch {name}: {problem}", f"branch {name} cannot be opened"
-        origins.problems.append(Problem("branch", message, cost, branches=(name,)))
+        origins.problems.append(_no_branch(key, problem))
+
+
+def _no_branch(key: bytes, why: str) -> Problem:
+    name = _spell(key)
+    message, cost = f"branch {name}: {why}", f"branch {name} cannot be opened"
+    return Problem("branch", message, cost, branches=(name,))
 
 
 def _tag(origins: Origins, key: bytes, data: bytes) -> None:
-    name = key.decode(errors="backslashreplace")
     problem = _bad_name(key, "tag")
     try:
-        origins.names(decode_tag(data).commit).tags.append(name)
+        origins.names(decode_tag(data).commit).tags.append(_spell(key))
     except CorruptError as error:
         problem = str(error)
     if problem:
-        message, cost = f"tag {name}: {problem}", f"tag {name} cannot be opened"
-        origins.problems.append(Problem("tag", message, cost, tags=(name,)))
+        origins.problems.append(_no_tag(key, problem))
+
+
+def _no_tag(key: bytes, why: str) -> Problem:
+    name = _spell(key)
+    message, cost = f"tag {name}: {why}", f"tag {name} cannot be opened"
+    return Problem("tag", message, cost, tags=(name,))
+
+
+def _spell(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
 
 
 def _bad_name(key: bytes, what: str) -> str:
@@ -136,20 +163,22 @@ def _bad_name(key: bytes, what: str) -> str:
 
 
 def _move(origins: Origins, key: bytes, data: bytes) -> None:
-    prefix = key[:-_SEQUENCE_BYTES]
-    name = prefix[:-1].decode(errors="backslashreplace")
-    number = int.from_bytes(key[-_SEQUENCE_BYTES:], "big")
     try:
-        if prefix[-1:] != b"\0":
-            raise CorruptError("its key has no name and number")
+        name = _spell(split_reflog_key(key)[0])
         record = decode_reflog(data)
     except CorruptError as error:
-        message = f"move {number} of branch {name}: {error}"
-        origins.problems.append(Problem("reflog", message, f"the reflog of {name} cannot be read"))
+        origins.problems.append(_no_move(key, str(error)))
         return
     for commit in (record.old, record.new):
         if commit is not None and name not in (names := origins.names(commit)).reflogs:
             names.reflogs.append(name)
+
+
+def _no_move(key: bytes, why: str) -> Problem:
+    name = _spell(key[: -_SEQUENCE_BYTES - 1])
+    number = int.from_bytes(key[-_SEQUENCE_BYTES:], "big")
+    message = f"move {number} of branch {name}: {why}"
+    return Problem("reflog", message, f"the reflog of {name} cannot be read")
 
 
 # ── sessions ─────────────────────────────────────────────────────────────────────────────────────
@@ -158,20 +187,25 @@ def _move(origins: Origins, key: bytes, data: bytes) -> None:
 def _sessions(origins: Origins, source: Source, alive: Alive) -> None:
     lease: LeaseRecord | None = None
     lives: bool | None = False
-    for key, data in _listed(origins, source, "sessions", "session"):
-        session, number = key[:ID_BYTES].hex(), int.from_bytes(key[ID_BYTES:], "big")
+    for key, data in _listed(origins, source, "sessions", "session", _no_session):
         try:
+            session_id, number = split_session_key(key)
+            session = session_id.hex()
             if number == 0:
                 lease, lives = None, False
                 lease = decode_lease(data)
-                lives = alive(key[:ID_BYTES], lease)
+                lives = alive(session_id, lease)
                 _lease(origins, session, lease, lives)
             elif lease is not None and lives is not False:
                 held = origins.staged.setdefault(session, [])
                 held += _digests(data) if lease.kind == SESSION else _edited(data)
         except CorruptError as error:
-            message = f"session {session}: {error}"
-            origins.problems.append(Problem("session", message, _not_resumed(session)))
+            origins.problems.append(_no_session(key, str(error)))
+
+
+def _no_session(key: bytes, why: str) -> Problem:
+    session = key[:SESSION_ID_BYTES].hex()
+    return Problem("session", f"session {session}: {why}", _not_resumed(session))
 
 
 def _lease(origins: Origins, session: str, lease: LeaseRecord, lives: bool | None) -> None:

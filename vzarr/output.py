@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vzarr.diff import NodeChange
+from vzarr.printable import printable
 
 _T = TypeVar("_T")
 Cell = str | tuple[str, str]
@@ -29,7 +29,6 @@ SHORT = 12
 """So many digits of an id are shown on a terminal."""
 PATIENCE_SECONDS = 1.0
 """What takes no longer than this shows no progress."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _STYLES = {"added": "green", "removed": "red", "moved": "cyan", "changed": "yellow"}
 
 
@@ -159,8 +158,7 @@ def one_line(text: Text) -> Text:
 
 
 def _clean(text: str) -> str:
-    """Spell out control characters: what a message holds must not command the terminal."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    return printable(text, lines=True)
 
 
 def spell_time(time: datetime) -> str:

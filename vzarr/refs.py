@@ -7,7 +7,7 @@ moves. Names follow git's rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import final
@@ -17,6 +17,7 @@ from vzarr.environment import Txn
 from vzarr.errors import (
     AlreadyExistsError,
     ConflictError,
+    CorruptError,
     InvalidInputError,
     RefNotFoundError,
 )
@@ -24,6 +25,7 @@ from vzarr.format import (
     Digest,
     ReflogRecord,
     TagRecord,
+    decode_head,
     decode_reflog,
     decode_tag,
     encode_reflog,
@@ -31,11 +33,12 @@ from vzarr.format import (
     from_microseconds,
     reflog_key,
     reflog_prefix,
+    split_reflog_key,
 )
+from vzarr.printable import printable
 
 # LMDB's keys have at most 511 bytes, and a reflog key is the name with 9 bytes more.
 _MAX_NAME_BYTES = 400
-_SEQUENCE_BYTES = 8
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
 
@@ -65,7 +68,8 @@ class ReflogEntry:
 
     def __str__(self) -> str:
         new = self.new[:12] if self.new else "(deleted)   "
-        return f"{new}  {self.time:%Y-%m-%d %H:%M:%S}  {self.author}  {self.operation}"
+        text = printable(f"{self.author}  {self.operation}")
+        return f"{new}  {self.time:%Y-%m-%d %H:%M:%S}  {text}"
 
 
 def check_name(name: object, what: str = "branch") -> str:
@@ -98,6 +102,14 @@ def _problem(name: str) -> str:
     return ""
 
 
+def _stored_name(key: bytes, what: str) -> str:
+    """Decode a name. A file from elsewhere may hold one that nobody may give."""
+    try:
+        return check_name(key.decode(), what)
+    except ValueError as error:
+        raise CorruptError(f"the {what} {key!r} is damaged: {error}; run a check") from error
+
+
 # ── branches ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -118,13 +130,13 @@ def find_head(txn: Txn, branch: str) -> Digest | None:
     if not name or len(name) > _MAX_NAME_BYTES:
         return None
     commit = txn.get("branches", name)
-    return None if commit is None else Digest(commit)
+    return None if commit is None else decode_head(commit)
 
 
 def branches(txn: Txn) -> Iterator[tuple[str, Digest]]:
     """List the branches and their heads by name."""
     for name, commit in txn.scan("branches"):
-        yield bytes(name).decode(), Digest(bytes(commit))
+        yield _stored_name(name, "branch"), decode_head(commit)
 
 
 def create_branch(txn: Txn, branch: str, to: Digest, author: str, time: int, why: str) -> None:
@@ -211,13 +223,13 @@ def moves(
 ) -> Iterator[tuple[int, ReflogRecord]]:
     """List the records of a branch's reflog with their numbers, the newest first."""
     for key, data in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=not oldest_first):
-        yield _sequence(key), decode_reflog(data)
+        yield split_reflog_key(key)[1], decode_reflog(data)
 
 
 def newest_move(txn: Txn, branch: str) -> int:
     """Give the number of the newest record of a branch's reflog; -1 if there is none. O(log n)."""
     for key, _ in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=True, keys_only=True):
-        return _sequence(key)
+        return split_reflog_key(key)[1]
     return -1
 
 
@@ -232,8 +244,8 @@ def reflogs(txn: Txn) -> Iterator[tuple[str, int, bytes]]:
         if oldest is None:
             return
         key, data = oldest
-        name = key[:-_SEQUENCE_BYTES].rstrip(b"\0")
-        yield name.decode(), _sequence(key), data
+        name, sequence = split_reflog_key(key)
+        yield _stored_name(name, "branch"), sequence, data
         # Beyond all of this branch and before any other: no name holds a byte so small.
         start = name + b"\1"
 
@@ -249,8 +261,32 @@ def forget_origin(txn: Txn, branch: str, newest: ReflogRecord) -> None:
     txn.put("reflog", key, encode_reflog(replace(newest, old=None)))
 
 
-def _sequence(key: bytes) -> int:
-    return int.from_bytes(key[-_SEQUENCE_BYTES:], "big")
+def rewrite(
+    txn: Txn, commits: Mapping[Digest, Digest], author: str, time: int, why: str
+) -> tuple[list[str], list[str]]:
+    """Let branches, tags and reflogs name other commits; give the branches and tags that do now.
+
+    Each of these branches notes it in its reflog. O(refs and reflog entries).
+    """
+    for key, data in txn.scan("reflog"):
+        record = decode_reflog(data)
+        old, new = (
+            None if commit is None else commits.get(commit, commit)
+            for commit in (record.old, record.new)
+        )
+        if (old, new) != (record.old, record.new):
+            txn.put("reflog", key, encode_reflog(replace(record, old=old, new=new)))
+    moved = [(branch, commits[head]) for branch, head in branches(txn) if head in commits]
+    for branch, to in moved:
+        txn.put("branches", branch.encode(), to)
+        _note(txn, branch, ReflogRecord(to, to, author, time, why))
+    renamed = []
+    for name, data in txn.scan("tags"):
+        tag = decode_tag(data)
+        if tag.commit in commits:
+            txn.put("tags", name, encode_tag(replace(tag, commit=commits[tag.commit])))
+            renamed.append(name.decode())
+    return [branch for branch, _ in moved], renamed
 
 
 # ── tags ─────────────────────────────────────────────────────────────────────────────────────────
@@ -268,9 +304,9 @@ def find_tag(txn: Txn, name: str) -> TagRecord | None:
 def tags(txn: Txn) -> Iterator[Tag]:
     """List the tags by name."""
     for name, data in txn.scan("tags"):
-        record = decode_tag(bytes(data))
+        record = decode_tag(data)
         yield Tag(
-            bytes(name).decode(),
+            _stored_name(name, "tag"),
             record.commit.hex(),
             record.message,
             record.author,

@@ -13,6 +13,7 @@ from vzarr.format import Digest
 
 _SUFFIX = re.compile(r"(?P<name>.*?)(?:@\{(?P<at>[^}]*)\})?(?P<steps>(?:[~^][0-9]*)*)", re.DOTALL)
 _STEP = re.compile(r"([~^])([0-9]*)")
+_MAX_DIGITS = 12
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 
 
@@ -61,7 +62,9 @@ def resolve(
         return revision
     commit = revision.commit
     for kind, number in _STEP.findall(steps):
-        commit = _step(environment, commit, kind, int(number or 1), ref)
+        # No history has a million million commits; of more digits no number is made.
+        steps_back = int(number or 1) if len(number) <= _MAX_DIGITS else 10**_MAX_DIGITS
+        commit = _step(environment, commit, kind, steps_back, ref)
     return Revision(commit)
 
 

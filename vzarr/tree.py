@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import final
 
 from vzarr.hierarchy import Hierarchy
 from vzarr.metadata import NodeMetadata
+from vzarr.printable import printable
+
+MAX_NODES = 50_000
+"""As many are drawn. A few kilobytes can hold a group a million times over, by groups that
+share it."""
 
 
 @final
@@ -19,24 +25,29 @@ class Tree(str):
 
 
 def draw(hierarchy: Hierarchy, path: str = "") -> Tree:
-    """Draw the groups and arrays at and below a path. O(nodes)."""
-    nodes = [(node, _label(metadata)) for node, _, metadata in hierarchy.nodes(path)]
+    """Draw the groups and arrays at and below a path, or the first of very many. O(nodes)."""
+    found = islice(hierarchy.nodes(path), MAX_NODES + 1)
+    nodes = [(node, _label(metadata)) for node, _, metadata in found]
+    more = len(nodes) > MAX_NODES
+    del nodes[MAX_NODES:]
     children: dict[str, list[str]] = {}
     labels = dict(nodes)
     for node in labels:
         if node != path:
             children.setdefault(_nearest(node, path, labels), []).append(node)
-    lines = [f"{'/' + path if path else '/'}{labels.get(path, '')}"]
+    lines = [f"/{printable(path)}{labels.get(path, '')}"]
 
     def add(parent: str, indent: str) -> None:
         below = children.get(parent, [])
         for number, node in enumerate(below, 1):
             last = number == len(below)
-            name = node[len(parent) :].lstrip("/")
+            name = printable(node[len(parent) :].lstrip("/"))
             lines.append(f"{indent}{'└── ' if last else '├── '}{name}{labels[node]}")
             add(node, indent + ("    " if last else "│   "))
 
     add(path, "")
+    if more:
+        lines.append(f"… and more than these {MAX_NODES:,}")
     return Tree("\n".join(lines))
 
 
@@ -50,4 +61,4 @@ def _nearest(node: str, root: str, labels: dict[str, str]) -> str:
 
 def _label(metadata: NodeMetadata) -> str:
     array = metadata.array
-    return "" if array is None else f" {array.shape} {array.dtype}"
+    return "" if array is None else f" {array.shape} {printable(array.dtype)}"

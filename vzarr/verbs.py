@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import click
@@ -47,6 +48,8 @@ from vzarr.output import (
     plural,
     spell_time,
 )
+from vzarr.printable import printable
+from vzarr.tree import MAX_NODES
 
 
 def _spell_distance(facts: Mapping[str, Any]) -> str:
@@ -59,13 +62,13 @@ def _print_commit(out: Output, commit: Commit, names: Names) -> None:
     out.line((f"commit {commit.id}", ID), *names.cells(commit))
     if len(commit.parents) > 1:
         out.line("Merge:  ", " ".join(parent[:SHORT] for parent in commit.parents))
-    out.line(f"Author: {commit.author}")
+    out.line(f"Author: {printable(commit.author)}")
     out.line(f"Date:   {spell_time(commit.time)}")
     out.line()
     for line in commit.message.split("\n"):
         out.line(f"    {line}" if line else "")
     for key, value in commit.metadata.items():
-        out.line((f"    {key}: {json.dumps(plain(value), ensure_ascii=False)}", QUIET))
+        out.line((f"    {printable(key)}: {json.dumps(plain(value), ensure_ascii=False)}", QUIET))
 
 
 @verb("vzarr init ocean.vzarr", keys=INFO_KEYS)
@@ -98,7 +101,7 @@ def info(file: str) -> None:
 @verb(
     "vzarr tree ocean.vzarr v1.0",
     keys="ref commit nodes[path kind attributes shape chunks dtype], the last three null for "
-    "a group",
+    "a group; more, true if there are too many to list",
 )
 @file_argument
 @ref_argument
@@ -110,8 +113,11 @@ def tree(file: str, ref: str) -> None:
     out = output()
     with open_file(file) as repo:
         session = repo.session(ref)
-        nodes = [node_facts(path, node) for path, _, node in session.hierarchy.nodes()]
-        out.document({"ref": ref, "commit": session.base, "nodes": nodes})
+        found = islice(session.hierarchy.nodes(), MAX_NODES + 1)
+        nodes = [node_facts(path, node) for path, _, node in found]
+        more = len(nodes) > MAX_NODES
+        facts = {"nodes": nodes[:MAX_NODES], "more": more}
+        out.document({"ref": ref, "commit": session.base, **facts})
         out.line(str(repo.tree(session.base)))
 
 
@@ -264,8 +270,8 @@ def check(ctx: click.Context, file: str, full: bool) -> None:
         report = check_file(os.path.expanduser(file), level, progress=progress)
     out.document(report_facts(report))
     for problem in report.problems:
-        out.line((f"{problem.kind}: ", "red"), problem.message)
-        out.line(f"  {problem.cost}")
+        out.line((f"{problem.kind}: ", "red"), printable(problem.message))
+        out.line(f"  {printable(problem.cost)}")
     out.line(report.summary())
     if not report.ok:
         ctx.exit(PROBLEM)

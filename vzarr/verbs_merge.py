@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import click
 
 from vzarr.command import (
@@ -12,6 +9,7 @@ from vzarr.command import (
     file_argument,
     open_file,
     output,
+    parse_region,
     ref_argument,
     require_branch,
     strategy_option,
@@ -167,7 +165,7 @@ def blame(file: str, path: str, ref: str, region: str | None) -> None:
     PATH is the array's, REF is main if it is not given.
     """
     out = output()
-    index = None if region is None else _parse_region(region)
+    index = None if region is None else parse_region(region)
     with open_file(file) as repo:
         commit = repo.show(ref).id
         found = repo.blame(path, index, ref=commit)
@@ -202,26 +200,3 @@ def blame(file: str, path: str, ref: str, region: str | None) -> None:
             for change, chunks in groups
         ],
     )
-
-
-_INDEX = re.compile(r"(?P<index>-?\d+)|(?P<start>-?\d+)?:(?P<stop>-?\d+)?|(?P<rest>\.\.\.)")
-
-
-def _parse_region(text: str) -> tuple[Any, ...]:
-    """Read an index as numpy would take it, with or without brackets."""
-    parts: list[Any] = []
-    inner = text.strip().removeprefix("[").removesuffix("]").strip()
-    for part in inner.split(",") if inner else ():
-        match = _INDEX.fullmatch(part.strip())
-        if match is None:
-            raise click.BadParameter(
-                f"{part!r} is no index such as 5, 0:10 or :", param_hint="--region"
-            )
-        if match["rest"]:
-            parts.append(...)
-        elif match["index"]:
-            parts.append(int(match["index"]))
-        else:
-            ends = (int(end) if end else None for end in (match["start"], match["stop"]))
-            parts.append(slice(*ends))
-    return tuple(parts)

@@ -1,18 +1,28 @@
-"""Make the golden file of format version 1, ``tests/format/golden/v1.vzarr``.
+"""Make the golden files of format version 1, in ``tests/format/golden``, and their manifest.
 
-``python -m tests.format.make_golden`` made it, once. It is not to be made again: that every later
-release opens the file that the first one wrote is what it is for. Clock, author and random ids are
-fixed, so that the same records come out wherever this runs; ``test_golden.py`` checks that too.
+``python -m tests.format.make_golden`` made them, once. They are not to be made again: that every
+later release opens the files that the first one wrote is what they are for.
+
+``v1.vzarr`` has a bit of everything. Clock, author and random ids are fixed, so that the same
+records come out wherever this runs; ``test_golden.py`` checks that too. ``v1-killed.vzarr`` is a
+file as a process left it that was killed with work in it: pages that are free, leases of the dead.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -40,7 +50,11 @@ from vzarr.format import (
 )
 from vzarr.session import Session
 
-GOLDEN = Path(__file__).parent / "golden" / "v1.vzarr"
+DIRECTORY = Path(__file__).parent / "golden"
+GOLDEN = DIRECTORY / "v1.vzarr"
+KILLED = DIRECTORY / "v1-killed.vzarr"
+MANIFEST = DIRECTORY / "manifest.json"
+HOST = "golden.invalid"
 AUTHOR = "Ada <ada@example.org>"
 # 2026-01-01 00:00:00 UTC.
 _START = 1_767_225_600
@@ -218,7 +232,7 @@ def _merge(path: Path, time: int) -> None:
         token=4712,
         pid=4711,
         process_started=123456,
-        host="golden.invalid",
+        host=HOST,
         command="python -m golden",
         parent=None,
         branch="main",
@@ -252,9 +266,82 @@ def _compact(source: Path, target: Path) -> None:
         environment.copy(str(target), compact=True)
 
 
+# ── the file of a process that was killed ────────────────────────────────────────────────────────
+
+
+def die(path: str) -> None:
+    """Commit, stage, save a checkpoint, fork, and be killed. Run in a process of its own."""
+    sys.argv = ["golden"]
+    with (
+        mock.patch("socket.gethostname", return_value=HOST),
+        mock.patch("vzarr.changes.BATCH_BYTES", 4096),
+    ):
+        repo = vzarr.open(path, "w-", author=AUTHOR)
+        with repo.transaction("main", "numbers") as store:
+            _document(store.session, "zarr.json", GROUP)
+            _document(store.session, "numbers/zarr.json", array([64], [8], "int64"))
+            _fill(store.session, "numbers", np.arange(64))
+        for number in range(3):
+            with repo.transaction("main", f"change {number}") as store:
+                store.session.set("notes.txt", b"%d" % number * 2000)
+        repo.gc()
+        saved = repo.session("main")
+        saved.set("numbers/c/0", np.arange(8, dtype="<i8")[::-1].tobytes())
+        saved.checkpoint()
+        fork = saved.fork()
+        fork.set("numbers/c/1", bytes(64))
+        staged = repo.session("main")
+        for number in range(8):
+            staged.set(f"staged/{number}", bytes([number]) * 2000)
+        # A checkpoint of neither: what is staged in batches is there when another commit is.
+        while repo.info().chunks < 20:
+            staged.set(f"more/{repo.info().chunks}", os.urandom(2000))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _make_killed(path: Path) -> None:
+    call = f"from tests.format.make_golden import die; die({str(path)!r})"
+    ended = subprocess.run([sys.executable, "-c", call], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    path.with_name(path.name + "-lock").unlink()
+
+
+# ── the manifest ─────────────────────────────────────────────────────────────────────────────────
+
+_CONTENTS = {
+    GOLDEN.name: "Arrays of both Zarr formats (sharded, without dimensions, with every spelling of "
+    "chunk keys, with an index of several levels), nested groups, plain files, a file beside an "
+    "array; two branches, a merge, a tag, reflogs also of a branch that was deleted; the lease of "
+    "a session with a batch and a checkpoint, and of a fork with a journal. Without free pages.",
+    KILLED.name: "What a killed process left: four commits and what gc made of them, free pages, "
+    "the leases of two sessions, one with a checkpoint, one with values that are staged in "
+    "batches, and of a fork with a journal.",
+}
+
+
+def _describe(path: Path) -> dict[str, object]:
+    libraries = ("lmdb", "msgpack", "blake3", "zarr", "numpy")
+    return {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+        "format_version": 1,
+        "written_by": f"vzarr {vzarr.__version__}",
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in libraries},
+        "machine": f"{sys.byteorder}-endian, pages of {os.sysconf('SC_PAGE_SIZE')} bytes",
+        "made_by": "python -m tests.format.make_golden",
+        "holds": _CONTENTS[path.name],
+    }
+
+
 if __name__ == "__main__":
     with TemporaryDirectory() as directory:
         draft = Path(directory) / "draft.vzarr"
         make(draft)
         _compact(draft, GOLDEN)
-    print(GOLDEN, GOLDEN.stat().st_size, "bytes")
+        killed = Path(directory) / "killed.vzarr"
+        _make_killed(killed)
+        shutil.copyfile(killed, KILLED)
+    manifest = {path.name: _describe(path) for path in (GOLDEN, KILLED)}
+    MANIFEST.write_text(json.dumps(manifest, indent=2) + "\n")
+    print(MANIFEST.read_text())

@@ -19,6 +19,7 @@ from blake3 import blake3
 
 VERSION = 1
 DATABASES = ("meta", "chunks", "nodes", "commits", "branches", "tags", "reflog", "sessions")
+SEALED = ("meta", "branches", "tags", "reflog", "sessions")
 DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 MAX_ENTRIES = 1024
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -84,6 +85,14 @@ def digest(data: bytes, kind: str) -> bytes:
     if kind == "chunk":
         return blake3(data).digest()
     return blake3(data, key=f"vzarr.{kind}".encode().ljust(32, b"\0")).digest()
+
+
+def unsealed(database: str, key: bytes, data: bytes) -> bytes:
+    """Take the seal off a record, and compare it."""
+    record, seal = data[:-4], data[-4:]
+    place = database.encode() + b"\0" + struct.pack("<H", len(key)) + key
+    demand(digest(place + record, "seal")[:4] == seal, f"{database}: a seal is broken")
+    return record
 
 
 def ends_node(level: int, key: bytes) -> bool:
@@ -315,7 +324,7 @@ def as_object(value: object) -> Mapping[str, Any]:
 
 def parse(data: bytes | None) -> Mapping[str, Any]:
     try:
-        document = json.loads((data or b"null").decode())
+        document = json.loads((data or b"null").decode()) if len(data or b"") <= 2**26 else None
     except (ValueError, RecursionError):
         return {}
     level = [document]
@@ -524,7 +533,10 @@ class File:
     """All of a file, in plain dictionaries. The file must not be open elsewhere in this process."""
 
     def __init__(self, path: str) -> None:
-        self._databases = _read_databases(path)
+        self._databases = {
+            name: records if name not in SEALED else _unseal_all(name, records)
+            for name, records in _read_databases(path).items()
+        }
         meta = self._databases["meta"]
         self.version = self._read_version(meta.get(b"format"))
         self.id, self.created = self._read_repository(meta.get(b"repository"))
@@ -686,6 +698,11 @@ def _utf8(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise Damaged("directory: a name is not UTF-8") from error
+
+
+def _unseal_all(database: str, records: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    known = (b"format", b"repository") if database == "meta" else records
+    return {key: unsealed(database, key, records[key]) for key in known if key in records}
 
 
 def _read_databases(path: str) -> dict[str, dict[bytes, bytes]]:

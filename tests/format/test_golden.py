@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
+import msgpack
 import numpy as np
 import pytest
 import zarr
 
 import vzarr
 from tests.format import make_golden
-from tests.format.reader import File
+from tests.format.reader import DATABASES, File, _read_databases
 from tests.support import assert_sound
+from vzarr.environment import Environment
 
 HEADS = {
     "main": "d34c5a48866c33efaf3d4b8346c1313db85c5dd540973d22f7ab347e65386529",
@@ -51,6 +59,21 @@ HISTORY = {
 def golden(path: Path) -> Path:
     """A copy of the file, which is checked whole when the test has ended."""
     return Path(shutil.copy(make_golden.GOLDEN, path))
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run the command line in a process of its own; give its exit code, and what it wrote."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        call = [sys.executable, "-m", "vzarr", *map(str, arguments)]
+        ended = subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    return run
 
 
 def values(store: object, path: str) -> np.ndarray:
@@ -162,12 +185,141 @@ def test_the_other_reader_agrees(golden: Path) -> None:
     assert file.batches[make_golden.FORK_ID] == file.batches[make_golden.SESSION_ID]
 
 
-def test_it_is_small() -> None:
-    assert make_golden.GOLDEN.stat().st_size <= 100_000
+def test_the_manifest_tells_of_every_file() -> None:
+    manifest = json.loads(make_golden.MANIFEST.read_text())
+    assert set(manifest) == {path.name for path in make_golden.DIRECTORY.glob("*.vzarr")}
+    for name, facts in manifest.items():
+        data = (make_golden.DIRECTORY / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == facts["sha256"], f"{name} was changed"
+        assert len(data) == facts["bytes"] <= 120_000
 
 
 def test_this_release_writes_the_same_records(golden: Path, tmp_path: Path) -> None:
+    """All records of all databases, with their keys and seals, byte for byte."""
     made = tmp_path / "made.vzarr"
     make_golden.make(made)
     assert_sound(made)
-    assert File(str(made))._databases == File(str(golden))._databases
+    ours, theirs = _read_databases(str(made)), _read_databases(str(golden))
+    for name in DATABASES:
+        assert ours[name] == theirs[name], f"{name}: this is another format, with another version"
+
+
+# ── the file that a killed process left ──────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def killed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the file, on the machine where the process was killed."""
+    monkeypatch.setattr("socket.gethostname", lambda: make_golden.HOST)
+    return Path(shutil.copy(make_golden.KILLED, path))
+
+
+def test_what_a_killed_process_left_is_told(killed: Path) -> None:
+    with vzarr.open(killed, "r") as repo:
+        assert repo.check("full").ok
+        assert [commit.message for commit in repo.log()] == [
+            "change 2",
+            "change 1",
+            "change 0",
+            "numbers",
+            "create repository",
+        ]
+        assert values(repo.store("main"), "numbers").tolist() == list(range(64))
+        left = [session for session in repo.sessions() if session.kind != "reader"]
+        assert {session.alive for session in left} == {False}
+        assert {session.owner.host for session in left} == {make_golden.HOST}
+        assert sorted(session.nbytes for session in left) == [64, 64, 12_000]
+        saved = next(session for session in left if session.checkpointed is not None)
+        fork = next(session for session in left if session.kind == "fork")
+        assert fork.parent == saved.id
+    File(str(killed)).verify()
+
+
+def test_a_checkpoint_in_it_can_be_resumed_and_the_rest_is_garbage(killed: Path) -> None:
+    with vzarr.open(killed, "r+", author="Test <test@example.org>") as repo:
+        saved = next(session for session in repo.sessions() if session.checkpointed is not None)
+        session = repo.resume(saved.id)
+        numbers = values(session.store, "numbers")
+        assert numbers.tolist() == [*reversed(range(8)), *range(8, 64)]
+        with pytest.raises(vzarr.SessionStateError, match="were not merged"):
+            session.commit("without what the fork wrote")
+        session.discard()
+        session.set("numbers/c/0", bytes(64))
+        session.commit("resumed")
+        assert values(repo.store("main"), "numbers").tolist() == [*[0] * 8, *range(8, 64)]
+        gone = repo.gc()
+        assert gone.sessions == 1
+        assert gone.nbytes >= 12_000
+        assert repo.check("full").garbage == 0
+
+
+# ── files from the future ────────────────────────────────────────────────────────────────────────
+
+
+def _become(path: Path, *fields: object) -> None:
+    """Make a file one that a later version wrote."""
+    environment = Environment.open(str(path), writable=True)
+    with environment.write() as txn:
+        txn.put("meta", b"format", msgpack.packb(["vzarr", *fields]))
+    environment.close()
+
+
+def test_a_file_that_needs_a_newer_reader(golden: Path, run: Run) -> None:
+    _become(golden, 3, 2, "what came later")
+    before = golden.read_bytes()
+    for mode in ("r", "r+", "a"):
+        with pytest.raises(vzarr.FormatVersionError, match="format version 3") as caught:
+            vzarr.open(golden, mode)
+        assert "reads up to version 1" in str(caught.value)
+        assert "install a newer vzarr" in str(caught.value)
+        assert caught.value.path == str(golden)
+    for verb in ("log", "tree", "info", "status", "gc"):
+        code, out, err = run(verb, golden)
+        assert (code, out) == (1, "")
+        assert err.count("\n") == 1
+        assert "format version 3" in err
+        assert "install a newer vzarr" in err
+    assert golden.read_bytes() == before
+    _become(golden, 1, 1)
+
+
+def test_a_file_that_needs_a_newer_writer(golden: Path, run: Run) -> None:
+    """What the old version reads rightly it reads, and it does not write."""
+    _become(golden, 2, 1, {"later": [1, 2, 3]}, None)
+    before = golden.read_bytes()
+    with vzarr.open(golden, "r") as repo:
+        assert repo.format_version == 2
+        assert repo.branches["main"] == HEADS["main"]
+        assert values(repo.store("main"), "scalar").tolist() == 42
+    for mode in ("r+", "a"):
+        with pytest.raises(vzarr.FormatVersionError, match="can read but not write"):
+            vzarr.open(golden, mode)
+    code, out, _ = run("log", golden, "--oneline")
+    assert (code, out.count("\n")) == (0, 6 + 1)
+    code, _, err = run("branch", golden, "new")
+    assert code == 1
+    assert "format version 2" in err
+    assert "mode 'r'" in err
+    assert golden.read_bytes() == before
+    _become(golden, 1, 1)
+
+
+def test_what_a_later_release_keeps_beside_the_repository_is_left_alone(golden: Path) -> None:
+    arguments = {"subdir": False, "lock": False, "max_dbs": 16, "map_size": 1 << 28}
+    with lmdb.open(str(golden), **arguments) as environment:
+        later = environment.open_db(b"later")
+        meta = environment.open_db(b"meta", create=False)
+        with environment.begin(write=True) as txn:
+            txn.put(b"key", b"value", db=later)
+            txn.put(b"later", b"without a seal", db=meta)
+    with vzarr.open(golden, "r+", author="Test <test@example.org>") as repo:
+        assert repo.check("full").ok
+        with repo.transaction("main", "more") as store:
+            store.session.set("more", b"")
+    File(str(golden)).verify()
+    with lmdb.open(str(golden), readonly=True, **arguments) as environment:
+        later = environment.open_db(b"later", create=False)
+        meta = environment.open_db(b"meta", create=False)
+        with environment.begin() as txn:
+            assert txn.get(b"key", db=later) == b"value"
+            assert txn.get(b"later", db=meta) == b"without a seal"

@@ -47,6 +47,8 @@ def test_objects_on_the_page_have_the_digests_beside_them(name, kind, decode) ->
 
 
 def test_other_records_on_the_page_can_be_read() -> None:
+    key, value, _ = _bytes_of("branch")
+    assert reader.unsealed("branches", key, value) == _bytes_of("commit")[1]
     reader.decode_tag(*_bytes_of("tag"))
     reader.decode_move(*_bytes_of("reflog"))
     reader.decode_reference(*_bytes_of("reference"))

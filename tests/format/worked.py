@@ -42,6 +42,7 @@ from vzarr.format import (
     key_hash,
     node_digest,
     reflog_key,
+    seal,
     session_key,
 )
 
@@ -412,6 +413,18 @@ def _key_hash() -> str:
     )
 
 
+def _branch() -> str:
+    """Key and value of a branch, and the bytes that its seal is made from."""
+    place = [(b"branches", "name of the database"), (b"\0", "zero byte")]
+    place += [(struct.pack("<H", 4), "length of the key"), (b"main", "key")]
+    head: Part = (_HEAD, "record: digest of its head")
+    sealed = b"".join(part for part, _ in [*place, head])
+    checksum = blake3(sealed, key=b"vzarr.seal".ljust(32, b"\0")).digest(4)
+    stored = [head, (checksum, "seal")]
+    assert b"".join(part for part, _ in stored) == seal("branches", b"main", _HEAD)
+    return f"{_dump([(b'main', 'key: its name')])}\n\n{_dump(stored)}\n\n{_dump([*place, head])}"
+
+
 def _snapshot() -> str:
     return "\n".join(f"{key:<12}  {_literal(value)}" for key, value in SNAPSHOT.items())
 
@@ -451,7 +464,7 @@ def examples() -> dict[str, str]:
         ),
         "coordinates": _record(_COORDINATES_PARTS, encode_coordinates([1, 258])),
         "commit": _object(_COMMIT_PARTS, encode_commit(_COMMIT), commit_digest, "digest: the id"),
-        "branch": _dump([(b"main", "name"), (_HEAD, "digest of its head")]),
+        "branch": _branch(),
         "tag": _record(_TAG_PARTS, encode_tag(_TAG)),
         "reflog": _record(_REFLOG_PARTS, encode_reflog(_REFLOG)),
         "reflog key": _record(_REFLOG_KEY_PARTS, reflog_key("storm-fix", 258)),
