@@ -15,20 +15,43 @@ have to wait until it is alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import final
+from typing import Protocol, final
 
 import lmdb
 
+from vzarr import filelocks
 from vzarr.activity import Activity
-from vzarr.datafile import ATTEMPTS, extend, open_once, require_ours
-from vzarr.errors import FullError, ReadOnlyError, SessionStateError, StorageError, VzarrError
+from vzarr.datafile import (
+    ATTEMPTS,
+    extend,
+    open_once,
+    os_error,
+    our_errors,
+    process_using_lock_file,
+    require_ours,
+    require_single_name,
+)
+from vzarr.draft import Draft, remove_dead
+from vzarr.errors import (
+    BusyError,
+    FullError,
+    Holder,
+    ReadOnlyError,
+    SessionStateError,
+    StorageError,
+    VzarrError,
+)
 from vzarr.gate import Gate
 from vzarr.lmdberrors import translate
-from vzarr.mapping import Opened, open_file, require_in_place
-from vzarr.presence import Presence
+from vzarr.lmdbfile import probe
+from vzarr.mapping import Opened, open_file, replaced, require_in_place
+from vzarr.presence import Presence, ReplacedError
+from vzarr.system import running
 from vzarr.txn import FORKED, FORKED_TXN, Txn
 
 MAP_SLACK_BYTES = 1 << 20
@@ -42,6 +65,23 @@ class _NotOpenError(lmdb.Error):
     """LMDB has the file not open now, or no longer."""
 
 
+class _LockFileError(lmdb.Error):
+    """Somebody deleted LMDB's lock file: others would use a new one, and not know of us."""
+
+
+class Follower(Protocol):
+    """Who has locks of his own on a data file, and goes with it when it is replaced."""
+
+    @property
+    def descriptor(self) -> int:
+        """Where they are."""
+        ...
+
+    def locks(self) -> list[tuple[int, int]]:
+        """Give start and length of each."""
+        ...
+
+
 @final
 class Access:
     """The way of all users of this process to one data file. ``key`` is its device and inode."""
@@ -50,6 +90,8 @@ class Access:
         "_map_was_full",
         "_refusal",
         "activity",
+        "earlier_txns",
+        "followers",
         "gate",
         "key",
         "lost",
@@ -66,9 +108,13 @@ class Access:
         self.gate = Gate(path, descriptor)
         self.presence = Presence(descriptor)
         self.activity = Activity()
+        # Who has a descriptor of the file besides ours. Changed by those who let nobody fork.
+        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         # None until it is opened, and whenever LMDB has to be opened anew at the next use.
         self.opened: Opened | None = None
         self.writable = False
+        # How many txns were on files that this one has replaced.
+        self.earlier_txns = 0
         # Counted by the registry.
         self.users = 0
         # Why the file can never be used again in this process.
@@ -94,25 +140,35 @@ class Access:
             self._overcome(obstacle)
 
     def _try_begin(self, txn: Txn, *, write: bool) -> lmdb.Error | None:
-        self.activity.enter(txn)
         try:
+            self.activity.enter(txn)
             opened = self.opened
             if opened is not None:
-                txn._start(opened.handle.begin(write=write, buffers=True), opened.databases)
+                if not opened.has_lock_file() and not self.activity.is_nested():
+                    return self._left(txn, _LockFileError("the lock file was deleted"))
+                opened.guard.require_length()
+                if write:
+                    opened.guard.require_free_list()
+                txn._tables = opened.databases
+                txn._earlier = self.earlier_txns
+                txn._transaction = opened.handle.begin(write=write, buffers=True)
                 return None
             obstacle: lmdb.Error = _NotOpenError("not open")
         except lmdb.Error as error:
             obstacle = error
         except BaseException:
-            self.activity.leave(txn)
+            self.end_read(txn)
             raise
+        return self._left(txn, obstacle)
+
+    def _left(self, txn: Txn, obstacle: lmdb.Error) -> lmdb.Error:
         self.activity.leave(txn)
         return obstacle
 
     def _overcome(self, obstacle: lmdb.Error) -> None:
         if isinstance(obstacle, _NotOpenError):
             self._revive()
-        elif isinstance(obstacle, lmdb.PanicError):
+        elif isinstance(obstacle, lmdb.PanicError | _LockFileError):
             with self.activity.alone():
                 self.close_handle()
         elif isinstance(obstacle, lmdb.MapResizedError):
@@ -127,11 +183,11 @@ class Access:
             raise translate(obstacle, self.path) from obstacle
 
     def end_read(self, txn: Txn) -> None:
-        """End a read txn."""
+        """End a read txn. Can be repeated."""
         txn._end()
         self.activity.leave(txn)
 
-    def begin_write(self, timeout: float | None, room: int) -> Txn:
+    def begin_write(self, txn: Txn, timeout: float | None, room: int) -> None:
         """Pass the gate and begin a write txn that has so many bytes to write."""
         if not self.users:
             raise self.closed()
@@ -141,16 +197,15 @@ class Access:
             raise SessionStateError(
                 "a write txn cannot begin inside another txn of the same thread: end that first"
             )
-        self.gate.acquire(timeout)
+        self.gate.require_outside()
         try:
+            self.gate.acquire(timeout)
             require_in_place(self.path, self.key)
             self._make_room(room)
-            txn = Txn(self.path)
             self.begin(txn, write=True)
         except BaseException:
-            self.gate.release()
+            self.give_up(txn)
             raise
-        return txn
 
     def end_write(self, txn: Txn, *, commit: bool) -> None:
         """Commit a write txn or give it up, and let the next writer through the gate."""
@@ -168,13 +223,20 @@ class Access:
                 transaction.abort()
         finally:
             del transaction
-            txn._end()
-            self.activity.leave(txn)
-            self.gate.release()
+            self.give_up(txn)
         if isinstance(txn._failure, FullError):
             self._map_was_full = isinstance(txn._failure.__cause__, lmdb.MapFullError)
         if commit and txn._failure is not None:
             raise txn._failure
+
+    def give_up(self, txn: Txn) -> None:
+        """End a write txn without a commit, unless that is made. Can be repeated, also half way."""
+        if txn.is_open:
+            txn._close_cursors()
+            txn._transaction.abort()
+        txn._end()
+        self.activity.leave(txn)
+        self.gate.release()
 
     def _commit(self, txn: Txn) -> None:
         try:
@@ -182,9 +244,9 @@ class Access:
         except lmdb.Error as error:
             txn._failed(error)
         else:
-            self._complete_file()
+            self.complete_file()
 
-    def _complete_file(self) -> None:
+    def complete_file(self) -> None:
         """Give the file the length that its meta page claims.
 
         Pages that a txn took at the end and freed again are never written; whoever opened the file
@@ -193,9 +255,9 @@ class Access:
         if self.opened is None:
             return
         required = self.opened.extent()
-        if os.fstat(self.gate.descriptor).st_size < required:
-            # The commit is made. If the disk is full now, the next one to open the file tries.
-            with contextlib.suppress(StorageError):
+        # The commit is made. If the disk is full now, the next one to open the file tries.
+        with contextlib.suppress(OSError):
+            if os.fstat(self.gate.descriptor).st_size < required:
                 extend(self.path, self.gate.descriptor, required)
 
     def inside(self) -> _Inside:
@@ -244,6 +306,9 @@ class Access:
         passage = self._passage(timeout) if writable else contextlib.nullcontext()
         with passage, self.activity.alone():
             if not self._serves(writable=writable):
+                if writable:
+                    with contextlib.suppress(OSError):
+                        remove_dead(self.path)
                 self.close_handle()
                 self.opened = open_file(self.path, self.key, self.gate, writable=writable)
                 self.writable = writable
@@ -256,11 +321,16 @@ class Access:
         if self.gate.mine():
             yield
             return
-        self.gate.acquire(timeout)
         try:
+            self.gate.acquire(timeout)
             yield
         finally:
-            self.gate.release()
+            try:
+                self.gate.release()
+            except BaseException:
+                # Ctrl-C, at its first step or a later one.
+                self.gate.release()
+                raise
 
     def _revive(self) -> None:
         """Open LMDB again after a fork, a panic or a failed growth."""
@@ -272,12 +342,125 @@ class Access:
         """Have LMDB close the file. The caller must be alone."""
         opened, self.opened = self.opened, None
         if opened is not None:
-            opened.handle.close()
+            opened.close()
 
     def dispose(self) -> None:
         """Close what is left when nobody uses the file any more."""
         self.presence.close()
-        self.gate.close()
+        self.gate.retire()
+
+    # -- another file in its place --
+
+    def announce(self) -> bool:
+        """Let nobody else open the file for writing; False if another process has it open.
+
+        Through the gate only. Raises ``StorageError`` where nobody can tell.
+        """
+        if not self.presence.is_told:
+            raise StorageError(
+                f"{self.path} cannot be compacted in place: the system has no locks that tell "
+                "whether another process has it open. Make a backup, which is compact, and put it "
+                "in the place of the file while nobody uses that",
+                code=errno.EOPNOTSUPP,
+            )
+        # First say it, then look; who opens the file does it the other way round.
+        with our_errors(f"cannot lock {self.path}"):
+            filelocks.try_lock(self.gate.descriptor, filelocks.COMPACTION)
+            return not self.presence.others()
+
+    def unannounce(self) -> None:
+        """Let others open it again."""
+        with contextlib.suppress(OSError):
+            filelocks.unlock(self.gate.descriptor, filelocks.COMPACTION)
+
+    def is_wanted(self) -> bool:
+        """Tell whether another process has the file open."""
+        return self.presence.others()
+
+    def find_others(self) -> BusyError:
+        """Say who else has the file open. Through the gate only."""
+        with self.activity.alone():
+            self.close_handle()
+            pid = process_using_lock_file(self.path)
+            with contextlib.suppress(VzarrError):
+                self.opened = open_file(self.path, self.key, self.gate, writable=self.writable)
+        return self.shared(pid)
+
+    def replace_by(self, draft: Draft) -> None:
+        """Put a draft in the place of the file; all who use it here go on with the new one.
+
+        The caller must be through the gate, alone, and keep this process from forking. The draft's
+        lock becomes the gate of the new file. Raises ``BusyError`` if another process has the file
+        open, and ``StorageError``; the file is as it was then.
+        """
+        shut = self.presence.shut_door()
+        try:
+            require_in_place(self.path, self.key)
+            require_single_name(self.path, os.fstat(self.gate.descriptor))
+            txns = probe(self.path).txn_id
+            # LMDB counts txns in the file beside, which must have no other user now. It may be
+            # looked into only while LMDB has it closed, or our locks on it would be gone.
+            self.close_handle()
+            pid = process_using_lock_file(self.path)
+            if pid is not None or not shut:
+                raise self.shared(pid)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self.presence.moving(draft.descriptor))
+                self._move(draft, self._copy_locks(draft, stack), txns)
+        finally:
+            if shut:
+                self.presence.open_door()
+            # Who waits to get in should not have to wait for the gate. If it fails, it is tried
+            # again at the next use.
+            if self.opened is None:
+                with contextlib.suppress(VzarrError):
+                    self.opened = open_file(self.path, self.key, self.gate, writable=self.writable)
+
+    def _copy_locks(self, draft: Draft, stack: contextlib.ExitStack) -> list[tuple[int, int]]:
+        """Lock on a draft what other descriptors have locked on the file; give both for each."""
+        pairs = []
+        for follower in list(self.followers):
+            if follower.descriptor < 0:
+                continue
+            ranges = follower.locks()
+            descriptor = open_once(draft.path)[0]
+            stack.callback(os.close, descriptor)
+            for start, length in ranges:
+                filelocks.try_lock(descriptor, start, length)
+            pairs.append((ranges, descriptor, follower.descriptor))
+        # Who waits for others moves before them: nobody may see a place free that is taken.
+        pairs.sort(key=lambda pair: pair[0][:1], reverse=True)
+        return [(new, old) for _, new, old in pairs]
+
+    def _move(self, draft: Draft, followers: list[tuple[int, int]], txns: int) -> None:
+        key, failure = draft.key, None
+        try:
+            draft.replace()
+        except OSError as error:
+            failure = os_error(error, f"{self.path} cannot be replaced durably")
+            if draft.path:
+                raise failure from error
+        self.key = key
+        # LMDB numbers the txns of a copy from 1.
+        self.earlier_txns += txns
+        # The number of a descriptor stays, for all who know it; the locks are the file's.
+        for new, old in [*followers, (draft.descriptor, self.gate.descriptor)]:
+            os.dup2(new, old, inheritable=False)
+        draft.release()
+        if failure is not None:
+            # It is done, but a crash of the machine could bring the old file back.
+            raise failure
+
+    def shared(self, pid: int | None) -> BusyError:
+        """Say that others have the file open, and who, if that is known."""
+        holder = running(pid, None) if pid else None
+        if pid == 0:
+            holder = Holder(None, "this machine", "in another container")
+        return BusyError(
+            f"{self.path} is open in {holder or 'another process'}, and only a process that alone "
+            "has it open can put another file in its place: close it there",
+            holder=holder,
+        )
 
     def refused(self, code: int) -> StorageError:
         """Say that the system lets us not write the file."""
@@ -296,6 +479,7 @@ class Access:
         opened, self.opened = self.opened, None
         inside = self.activity.inside()
         self.activity = Activity()
+        self.followers = weakref.WeakSet()
         # Closed without unlocking, which would take the locks from the parent.
         self.gate.close()
         try:
@@ -304,9 +488,14 @@ class Access:
             self.gate = Gate(self.path, -1)
             self.lost = str(error)
         # Sessions that were opened before the fork go on in the child, and their commits with them.
-        self.presence = Presence(self.gate.descriptor, self.presence.pinned())
+        pinned = self.presence.pinned()
+        try:
+            self.presence = Presence(self.gate.descriptor, pinned)
+        except ReplacedError:
+            self.presence = Presence(-1, pinned)
+            self.lost = str(replaced(self.path))
         if opened is not None and quiet:
-            opened.handle.close()
+            opened.close()
         elif opened is not None:
             for who in inside:
                 if isinstance(who, Txn):
@@ -344,13 +533,17 @@ class _Inside:
         self._access = access
 
     def __enter__(self) -> Opened:
-        while True:
-            self._access.activity.enter(self)
-            opened = self._access.opened
-            if opened is not None:
-                return opened
-            self._access.activity.leave(self)
-            self._access._revive()
+        try:
+            while True:
+                self._access.activity.enter(id(self))
+                opened = self._access.opened
+                if opened is not None:
+                    return opened
+                self._access.activity.leave(id(self))
+                self._access._revive()
+        except BaseException:
+            self._access.activity.leave(id(self))
+            raise
 
     def __exit__(
         self,
@@ -358,6 +551,17 @@ class _Inside:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._access.activity.leave(self)
+        try:
+            self._access.activity.leave(id(self))
+        except BaseException:
+            # Ctrl-C, at its first step or a later one.
+            self._access.activity.leave(id(self))
+            raise
         if isinstance(error, lmdb.Error):
             raise translate(error, self._access.path) from error
+
+    def __del__(self) -> None:
+        # Ctrl-C may come before the first step of __exit__, or of __init__.
+        access = getattr(self, "_access", None)
+        if access is not None:
+            access.activity.leave(id(self))

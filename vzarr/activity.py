@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from threading import get_ident
-from typing import final
+from typing import TypeVar, final
 
 from vzarr.errors import SessionStateError
+
+_T = TypeVar("_T")
 
 
 @final
@@ -25,12 +27,15 @@ class Activity:
     inside. At least one of them sees the other.
     """
 
-    __slots__ = ("_changed", "_inside", "_shut")
+    __slots__ = ("_changed", "_inside", "_lock", "_shut")
 
     def __init__(self) -> None:
         self._inside: dict[object, int] = {}
-        self._shut = False
-        self._changed = threading.Condition()
+        # The thread that shut the door, or 0.
+        self._shut = 0
+        # Taken by itself and not by the condition, whose way in and out Ctrl-C can interrupt.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def enter(self, who: object) -> None:
         """Come in; wait if somebody wants to be alone, unless this thread is inside already."""
@@ -42,12 +47,16 @@ class Activity:
         """Go; nothing happens to one who is not inside."""
         self._inside.pop(who, None)
         if self._shut:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def here(self) -> bool:
         """Tell whether this thread is inside."""
         return get_ident() in list(self._inside.values())
+
+    def is_nested(self) -> bool:
+        """Tell whether this thread is inside more than once."""
+        return list(self._inside.values()).count(get_ident()) > 1
 
     def inside(self) -> list[object]:
         """List who is inside."""
@@ -56,12 +65,14 @@ class Activity:
     def shut(self, timeout: float | None = None) -> bool:
         """Wait until nobody is inside and keep it so until ``open``; False if it cannot be had."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            if self.here() or not self._wait(lambda: not self._shut, deadline):
+        with self._lock:
+            # Shut by this very thread: Ctrl-C came before it could open the door again.
+            free = (0, get_ident())
+            if self.here() or not self._wait(lambda: self._shut in free, deadline):
                 return False
-            self._shut = True
             alone = False
             try:
+                self._shut = get_ident()
                 alone = self._wait(lambda: not self._inside, deadline)
             finally:
                 if not alone:
@@ -69,20 +80,26 @@ class Activity:
             return alone
 
     def open(self) -> None:
-        """Let the others in again."""
-        with self._changed:
-            self._shut = False
-            self._changed.notify_all()
+        """Let the others in again, if it was this thread that kept them out."""
+        if self._shut == get_ident():
+            with self._lock:
+                self._shut = 0
+                self._changed.notify_all()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Be the only one, for as long as the block takes."""
-        if not self.shut():
-            raise self._not_here()
         try:
+            if not self.shut():
+                raise self._not_here()
             yield
         finally:
-            self.open()
+            try:
+                self.open()
+            except BaseException:
+                # Ctrl-C, at its first step or a later one.
+                self.open()
+                raise
 
     def require_outside(self) -> None:
         """Raise ``SessionStateError`` if this thread is inside."""
@@ -96,7 +113,7 @@ class Activity:
         )
 
     def _queue(self, who: object) -> None:
-        with self._changed:
+        with self._lock:
             self._inside.pop(who, None)
             # Whoever wants to be alone waits for this thread to leave: it must not wait in turn.
             if not self.here():
@@ -107,3 +124,32 @@ class Activity:
     def _wait(self, condition: Callable[[], bool], deadline: float | None) -> bool:
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         return self._changed.wait_for(condition, remaining)
+
+
+def uninterrupted(work: Callable[[], _T]) -> _T:
+    """Run something short that must not end half way; Ctrl-C is raised when it has ended.
+
+    Signals are handled in the main thread alone: so it is done in another one.
+    """
+    results: list[_T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="vzarr-uninterrupted")
+    thread.start()
+    interruption: BaseException | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:  # noqa: BLE001 - as it is, when the work is done
+            interruption = error
+    if failures:
+        raise failures[0]
+    if interruption is not None:
+        raise interruption
+    return results[0]

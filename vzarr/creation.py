@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 import lmdb
 
 from vzarr.datafile import DATABASES, os_error
-from vzarr.errors import AlreadyExistsError, NotFoundError, VzarrError
+from vzarr.draft import exists, place
+from vzarr.errors import NotFoundError, VzarrError
+from vzarr.guard import Table
 from vzarr.lmdberrors import translate
 from vzarr.mapping import map_file
 from vzarr.txn import Txn
@@ -23,7 +25,7 @@ def create_file(path: str, initialise: Callable[[Txn], None]) -> None:
     """Create a file with all databases and what ``initialise`` puts there, durably."""
     with _draft(path) as draft:
         _write_draft(draft, initialise)
-        _publish(draft, path)
+        place(draft, path)
 
 
 @contextlib.contextmanager
@@ -33,7 +35,7 @@ def _draft(path: str) -> Iterator[str]:
     if not os.path.isdir(directory):
         raise NotFoundError(f"the directory {directory} does not exist: create it", name=directory)
     if os.path.lexists(path):
-        raise _exists(path)
+        raise exists(path)
     draft = os.path.join(directory, f".vzarr-{secrets.token_hex(8)}")
     try:
         yield draft
@@ -44,12 +46,9 @@ def _draft(path: str) -> Iterator[str]:
             raise
         raise os_error(error, f"cannot create {path}") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        # Published, it is gone; and one that cannot be removed does no harm.
+        with contextlib.suppress(OSError):
             os.unlink(draft)
-
-
-def _exists(path: str) -> AlreadyExistsError:
-    return AlreadyExistsError(f"{path} exists already: open it, or choose another path", name=path)
 
 
 def _write_draft(draft: str, initialise: Callable[[Txn], None]) -> None:
@@ -73,7 +72,8 @@ def _initialise(handle: lmdb.Environment, path: str, initialise: Callable[[Txn],
     try:
         names = [name.encode() for name in DATABASES]
         opened = [handle.open_db(name, txn=transaction) for name in names]
-        txn._start(transaction, dict(zip(DATABASES, opened, strict=True)))
+        tables = map(Table, DATABASES, opened)
+        txn._start(transaction, {table.name: table for table in tables})
         initialise(txn)
         if txn._failure is not None:
             raise txn._failure
@@ -82,27 +82,3 @@ def _initialise(handle: lmdb.Environment, path: str, initialise: Callable[[Txn],
     finally:
         # Ends the transaction if it was not committed.
         txn._end()
-
-
-def _publish(draft: str, path: str) -> None:
-    """Give the draft its name, unless another creator was first."""
-    try:
-        # Takes the name; a link would need a file system that has them.
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-    except FileExistsError as error:
-        raise _exists(path) from error
-    try:
-        os.replace(draft, path)
-        _sync_directory(os.path.dirname(path))
-    except BaseException:
-        os.unlink(path)
-        raise
-
-
-def _sync_directory(directory: str) -> None:
-    """Make a new name durable, which LMDB leaves to us."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

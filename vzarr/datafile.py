@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import sys
 import time
+from collections.abc import Iterator
 
 from vzarr.errors import (
     CorruptError,
@@ -17,6 +19,7 @@ from vzarr.errors import (
     StorageError,
     VzarrError,
 )
+from vzarr.filelocks import process_with_lock
 from vzarr.lmdbfile import Probe, probe
 
 DATABASES = ("meta", "chunks", "nodes", "commits", "branches", "tags", "reflog", "sessions")
@@ -44,7 +47,7 @@ def open_descriptor(path: str) -> tuple[int, int]:
     for _ in range(ATTEMPTS):
         descriptor, refusal = open_once(path)
         # An empty file is the name that a creator has just taken; the content follows at once.
-        if os.fstat(descriptor).st_size:
+        if status_of(path, descriptor).st_size:
             break
         os.close(descriptor)
         time.sleep(MOMENT)
@@ -66,6 +69,14 @@ def open_once(path: str) -> tuple[int, int]:
         return os.open(path, os.O_RDONLY | flags), refusal
     except OSError as error:
         raise _cannot_open(path, error) from error
+
+
+def status_of(path: str, descriptor: int) -> os.stat_result:
+    """Give what the system knows of an open file. Raises ``StorageError``."""
+    try:
+        return os.fstat(descriptor)
+    except OSError as error:
+        raise os_error(error, f"cannot look at {path}") from error
 
 
 def _cannot_open(path: str, error: OSError) -> VzarrError:
@@ -156,6 +167,17 @@ def os_error(error: OSError, what: str) -> StorageError:
     return StorageError(f"{what}: {error.strerror}", code=error.errno)
 
 
+@contextlib.contextmanager
+def our_errors(what: str) -> Iterator[None]:
+    """Give our errors for the system's in a block: "cannot do this: No space left on device"."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, VzarrError):
+            raise
+        raise os_error(error, what) from error
+
+
 def allocate_lock_file(path: str) -> None:
     """Create LMDB's lock file at full size: in a sparse one, a full disk kills the interpreter.
 
@@ -177,6 +199,25 @@ def allocate_lock_file(path: str) -> None:
     except OSError as error:
         os.unlink(lock_path)
         raise os_error(error, f"cannot create {lock_path}") from error
+    finally:
+        os.close(descriptor)
+
+
+def process_using_lock_file(path: str) -> int | None:
+    """Give a process that uses LMDB's lock file; None if there is none, 0 for one unknown.
+
+    Only for one who has it not open: closing any descriptor of it drops all locks of a process.
+    """
+    try:
+        descriptor = os.open(path + "-lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise os_error(error, f"cannot open {path}-lock") from error
+    try:
+        return process_with_lock(descriptor)
+    except OSError as error:
+        raise os_error(error, f"cannot look at the locks of {path}-lock") from error
     finally:
         os.close(descriptor)
 

@@ -16,17 +16,31 @@ Five things that LMDB leaves to its caller are done here, each behind one small 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import final
 
 from vzarr import filelocks
-from vzarr.access import OPEN_TIMEOUT, Access
+from vzarr.access import OPEN_TIMEOUT, Access, Follower
+from vzarr.activity import uninterrupted
+from vzarr.copying import Progress, copy_pages
 from vzarr.creation import create_file
-from vzarr.datafile import DATABASES, open_once, os_error, real_path
-from vzarr.errors import SessionStateError, StorageError
+from vzarr.datafile import (
+    DATABASES,
+    open_once,
+    os_error,
+    our_errors,
+    process_using_lock_file,
+    real_path,
+    status_of,
+)
+from vzarr.draft import Draft
+from vzarr.errors import BusyError, SessionStateError, StorageError
 from vzarr.format import Digest
 from vzarr.mapping import replaced, require_in_place
 from vzarr.presence import Pin
@@ -35,6 +49,9 @@ from vzarr.system import require_local
 from vzarr.txn import Txn
 
 __all__ = ["DATABASES", "Environment", "EnvironmentInfo", "Txn"]
+
+# Seconds between two looks whether others have closed a file, and how long to wait at least.
+_PAUSE, _MOMENT = 0.005, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +97,10 @@ class Environment:
 
         ``initialise`` runs in the txn that makes the databases. The file appears at its path whole
         and durable, or not at all. A process that is killed meanwhile may leave a draft beside it
-        (``.vzarr-`` and digits) or, between two system calls, an empty file; both are of no further
-        use. Raises ``AlreadyExistsError`` if something is there, ``NotFoundError`` if its directory
-        is not, ``FullError``, and what ``initialise`` raises.
+        (``.vzarr-`` and digits) or, where the system cannot rename a file to a new name alone (only
+        Linux can), an empty file; both are of no further use. Raises ``AlreadyExistsError`` if
+        something is there, ``NotFoundError`` if its directory is not, ``FullError``, and what
+        ``initialise`` raises.
         """
         path = real_path(path)
         if not unsafe_network_filesystem:
@@ -121,7 +139,7 @@ class Environment:
         path = real_path(path)
         if not unsafe_network_filesystem:
             require_local(path)
-        environment = _registry.claim(path)
+        environment = _registry.claim(path, timeout, writable=writable)
         try:
             environment._access.prepare(timeout, writable=writable)
         except BaseException:
@@ -138,7 +156,7 @@ class Environment:
         keeps reading what it has; its next write says that the file is gone.
         """
         path = real_path(path)
-        environment = _registry.claim(path)
+        environment = _registry.claim(path, timeout, writable=True)
         gate = environment._access.gate
         try:
             if environment._access.users > 1:
@@ -156,6 +174,41 @@ class Environment:
                 gate.release()
         finally:
             environment.close()
+
+    @classmethod
+    def overwrite(cls, path: str, draft: Draft, *, timeout: float | None = OPEN_TIMEOUT) -> None:
+        """Put a draft in the place of another file, in one step.
+
+        Raises ``SessionStateError`` while this process has that open, ``BusyError`` while another
+        one has or, where the system cannot tell, while it writes; and ``StorageError``.
+        """
+        environment = _registry.claim(path, timeout, writable=True)
+        access = environment._access
+        try:
+            if access.users > 1:
+                raise SessionStateError(
+                    f"{path} is open in this process; close its repositories and sessions first"
+                )
+            access.gate.acquire(timeout)
+            told = access.presence.is_told
+            shut = told and access.presence.shut_door()
+            try:
+                # Here LMDB has the file not open, so that its lock file may be looked into.
+                pid = process_using_lock_file(path)
+                if pid is not None or (told and not shut):
+                    raise access.shared(pid)
+                draft.replace()
+            finally:
+                if shut:
+                    access.presence.open_door()
+                access.gate.release()
+        finally:
+            environment.close()
+
+    def is_at(self, path: str) -> bool:
+        """Tell whether a path leads to this file. Raises ``OSError``."""
+        status = os.stat(path)
+        return (status.st_dev, status.st_ino) == self._access.key
 
     def close(self) -> None:
         """Give the file back; it is closed when all who opened it have. Waits for open txns.
@@ -206,10 +259,18 @@ class Environment:
         with self._access.inside() as opened:
             opened.handle.sync(True)
 
+    def complete(self) -> None:
+        """Add pages at the end that a writer took, freed and was killed before it could add them.
+
+        Nothing happens if the disk is full: the next one to open the file tries. A microsecond.
+        """
+        with self._access.inside():
+            self._access.complete_file()
+
     def last_txn_id(self) -> int:
         """Give the number of the newest commit, by whatever process. About a microsecond."""
         with self._access.inside() as opened:
-            return opened.handle.info()["last_txnid"]
+            return self._access.earlier_txns + opened.handle.info()["last_txnid"]
 
     def info(self) -> EnvironmentInfo:
         """Give the figures of the file. O(number of readers)."""
@@ -219,14 +280,74 @@ class Environment:
             pages = 2 + sum(txn.pages(database) for database in (None, *DATABASES))
             return EnvironmentInfo(
                 path=self.path,
-                file_bytes=os.fstat(self._access.gate.descriptor).st_size,
+                file_bytes=status_of(self.path, self._access.gate.descriptor).st_size,
                 used_bytes=pages * page_size,
                 map_bytes=info["map_size"],
                 page_size=page_size,
-                last_txn_id=info["last_txnid"],
+                last_txn_id=self._access.earlier_txns + info["last_txnid"],
                 readers=max(0, len(opened.handle.readers().splitlines()) - 1),
                 max_readers=info["max_readers"],
                 entries={name: txn.count(name) for name in DATABASES},
+            )
+
+    # -- copies, and another file in the place of this one --
+
+    def copy(self, txn: Txn, draft: Draft, progress: Progress) -> None:
+        """Write the state that a read txn of this environment sees to a draft, page by page.
+
+        Free pages are left out. What LMDB is about to walk is looked at before. Others write
+        meanwhile, and the file grows by what they write. ``progress(done, total, what)`` counts
+        bytes; what it raises, and Ctrl-C, end the copy. Raises ``CorruptError``, ``FullError``. A
+        second a gigabyte, or as fast as the disk.
+        """
+        with self._access.inside() as opened:
+            copy_pages(opened, txn, draft, progress)
+
+    @contextlib.contextmanager
+    def compacting(self, timeout: float | None) -> Iterator[None]:
+        """Be the only one to write, and the only process that has the file open for writing.
+
+        Others who only read may come meanwhile. Waits up to ``timeout`` seconds for writers, and
+        for other processes to close the file. Raises ``BusyError`` with ``.holder``, or
+        ``StorageError`` where the system has no locks that tell who has it open.
+        """
+        access = self._access
+        access.activity.require_outside()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            access.gate.acquire(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            try:
+                require_in_place(self.path, access.key)
+                if access.announce():
+                    yield
+                    return
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise access.find_others()
+            finally:
+                access.unannounce()
+                access.gate.release()
+            # Without the gate, so that those who have the file open can end what they do.
+            time.sleep(_PAUSE)
+
+    def replace_by(self, draft: Draft, timeout: float | None) -> None:
+        """Put a draft in the place of the file, inside ``compacting``; all here go on with it.
+
+        In one step: after a crash at any time there is the old file or the new one. Waits up to
+        ``timeout`` seconds for other processes to close the file, and for txns of this one to end.
+        Raises ``BusyError``, and ``StorageError``; the file is the old one then.
+        """
+        access = self._access
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while access.is_wanted() and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+        # At least a moment for txns that are about to end.
+        remaining = min(max(deadline - time.monotonic(), _MOMENT), threading.TIMEOUT_MAX)
+        with our_errors(f"cannot compact {self.path}"):
+            done = uninterrupted(lambda: _registry.replace(access, draft, remaining))
+        if not done:
+            raise BusyError(
+                f"a txn on {self.path} in this process takes longer than {remaining:g} seconds, "
+                "perhaps a backup: compact it later"
             )
 
     # -- what others see of us, and we of them --
@@ -264,8 +385,11 @@ class Environment:
         """List the commits that are in use in any process. O(n), some 2 µs each."""
         return self._access.presence.pins()
 
-    def open_descriptor(self) -> int:
+    def open_descriptor(self, follower: Follower | None = None) -> int:
         """Open the data file once more, for locks that no other part of this process has.
+
+        When the file is compacted, ``follower`` tells these locks, and its descriptor leads to the
+        new file from then on. It changes both only inside ``filelocks.no_fork``.
 
         The caller closes it, and a child process must do so right after a fork: call this inside
         ``filelocks.no_fork``. Raises ``StorageError`` if the file is not for us to write, or the
@@ -279,13 +403,19 @@ class Environment:
         try:
             if refusal:
                 raise access.refused(refusal)
-            status = os.fstat(descriptor)
+            status = status_of(self.path, descriptor)
             if (status.st_dev, status.st_ino) != access.key:
                 raise replaced(self.path)
+            if follower is not None:
+                access.followers.add(follower)
         except BaseException:
             os.close(descriptor)
             raise
         return descriptor
+
+    def forget_follower(self, follower: Follower) -> None:
+        """Be told no more of its locks. Inside ``filelocks.no_fork``."""
+        self._access.followers.discard(follower)
 
     def find_lock(self, start: int, length: int) -> tuple[int, int] | None:
         """Give start and length of a lock on the data file that overlaps a range, or None.
@@ -299,6 +429,9 @@ class Environment:
         try:
             return filelocks.find(descriptor, start, length)
         except OSError as error:
+            if not self._access.users:
+                # Another thread has closed it just now.
+                raise self._access.closed() from error
             raise os_error(error, f"cannot look at the locks of {self.path}") from error
 
 
@@ -313,7 +446,11 @@ class _Reading:
         self._txn = Txn(access.path)
 
     def __enter__(self) -> Txn:
-        self._access.begin(self._txn)
+        try:
+            self._access.begin(self._txn)
+        except BaseException:
+            self._access.end_read(self._txn)
+            raise
         return self._txn
 
     def __exit__(
@@ -322,7 +459,18 @@ class _Reading:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._access.end_read(self._txn)
+        try:
+            self._access.end_read(self._txn)
+        except BaseException:
+            # Ctrl-C, at its first step or a later one.
+            self._access.end_read(self._txn)
+            raise
+
+    def __del__(self) -> None:
+        # Ctrl-C may come before the first step of __exit__, or of __init__.
+        txn = getattr(self, "_txn", None)
+        if txn is not None and txn.is_open:
+            self._access.end_read(txn)
 
 
 @final
@@ -335,9 +483,10 @@ class _Writing:
         self._access = access
         self._timeout = timeout
         self._room = room
+        self._txn = Txn(access.path)
 
     def __enter__(self) -> Txn:
-        self._txn = self._access.begin_write(self._timeout, self._room)
+        self._access.begin_write(self._txn, self._timeout, self._room)
         return self._txn
 
     def __exit__(
@@ -346,7 +495,18 @@ class _Writing:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._access.end_write(self._txn, commit=kind is None)
+        try:
+            self._access.end_write(self._txn, commit=kind is None)
+        except BaseException:
+            # Ctrl-C, at its first step or a later one.
+            self._access.give_up(self._txn)
+            raise
+
+    def __del__(self) -> None:
+        # Ctrl-C may come before the first step of __exit__, or of __init__.
+        txn = getattr(self, "_txn", None)
+        if txn is not None and txn.is_open:
+            self._access.give_up(txn)
 
 
 _registry = Registry(Environment)

@@ -9,6 +9,7 @@ never read or written, and no file is as long.
 | from byte | region | a locked byte says |
 |---|---|---|
 | 2^62 | the write gate | somebody is the next to write |
+| 2^62 + 1 | compaction | somebody is about to put another file in the place of this one |
 | 2^62 + 2^59 | open repositories | whoever has this token (58 bits) has the file open |
 | 2^62 + 2^60 | pinned commits | a process (22 bits) uses a commit (37 bits of its id) |
 | 2^62 + 2^61 | queues of branches | somebody waits for a branch (20 bits of a hash): ``Queue`` |
@@ -27,16 +28,17 @@ import struct
 import sys
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from typing import final
 
 SUPPORTED = sys.platform == "linux"
 """Whether this system has such locks at all. A file system without them raises ``OSError``."""
 
 GATE_TURN = 1 << 62
+COMPACTION = GATE_TURN + 1
 
 TOKEN_BITS = 58
-_OPEN_REPOSITORIES = GATE_TURN + (1 << 59)
+OPEN_REPOSITORIES = GATE_TURN + (1 << 59)
+OPEN_REPOSITORIES_LENGTH = 1 << TOKEN_BITS
 
 PREFIX_BITS = 37
 PINNED_COMMITS = GATE_TURN + (1 << 60)
@@ -53,7 +55,7 @@ _FLOCK = struct.Struct("hhqqi0q")
 def token_byte(token: int) -> int:
     """Give the byte that the opener of the file with this token has locked."""
     assert 0 <= token < 1 << TOKEN_BITS
-    return _OPEN_REPOSITORIES + token
+    return OPEN_REPOSITORIES + token
 
 
 def pinned_byte(pid: int, prefix: int) -> int:
@@ -145,6 +147,19 @@ def find(descriptor: int, start: int, length: int) -> tuple[int, int] | None:
     return None
 
 
+def process_with_lock(descriptor: int) -> int | None:
+    """Give a process that has a lock of the older kind on any byte: POSIX's, which LMDB takes.
+
+    0 stands for one of another container. None if there is none, or the system does not tell.
+    """
+    if sys.platform == "linux":
+        lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, lock))
+        if kind != fcntl.F_UNLCK:
+            return max(int(pid), 0)
+    return None
+
+
 def find_all(descriptor: int, start: int, length: int) -> list[tuple[int, int]]:
     """List what other openings have locked in a range, in order and cut to the range.
 
@@ -165,45 +180,20 @@ def find_all(descriptor: int, start: int, length: int) -> list[tuple[int, int]]:
 # ---- fork -----------------------------------------------------------------------------------
 
 
-@final
-class _NoFork:
-    """Keeps this process from forking: ``with no_fork: …``. Short, and without other locks.
+no_fork = threading.RLock()
+"""Keeps this process from forking: ``with no_fork: …``. Short, and without other locks.
 
-    For the moments in which a descriptor is open that those who close it in a child do not know:
-    inherited unseen, it would keep the locks of a parent that was killed.
-    """
-
-    def __init__(self) -> None:
-        # Whoever collects garbage inside may come back for an object that is thrown away.
-        self._lock = threading.RLock()
-
-    def acquire(self) -> None:
-        """Let nobody fork or open, but this thread."""
-        self._lock.acquire()
-
-    def release(self) -> None:
-        """Let them."""
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    def after_fork_in_child(self) -> None:
-        """Be free: whoever waited for it has stayed behind."""
-        self._lock = threading.RLock()
+For the moments in which a descriptor is open that those who close it in a child do not know:
+inherited unseen, it would keep the locks of a parent that was killed. Whoever collects garbage
+inside may come back for an object that is thrown away, hence the kind of lock.
+"""
 
 
-no_fork = _NoFork()
+def _after_fork_in_child() -> None:
+    """Be free: whoever waited for it has stayed behind. The object stays, for all who know it."""
+    no_fork._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
 os.register_at_fork(
-    before=no_fork.acquire,
-    after_in_parent=no_fork.release,
-    after_in_child=no_fork.after_fork_in_child,
+    before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_after_fork_in_child
 )

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from threading import get_ident
 from typing import final
 
 from vzarr import filelocks
@@ -29,48 +28,71 @@ class Gate:
     keeps out writers that came by another path. The kernel drops the lock when the process dies.
     """
 
-    __slots__ = ("_lock", "_owner", "_since", "_thread", "descriptor", "path")
+    __slots__ = ("_lock", "_retired", "_since", "_thread", "descriptor", "path")
 
     def __init__(self, path: str, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
-        self._lock = threading.Lock()
-        self._owner = 0
+        # One that knows its owner itself: Ctrl-C may come before we could note it.
+        self._lock = threading.RLock()
         self._thread = ""
         self._since = 0.0
+        # Whether nobody may come through any more.
+        self._retired = False
 
     def mine(self) -> bool:
         """Tell whether this thread is through the gate."""
-        return self._owner == get_ident()
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001
 
     def acquire(self, timeout: float | None) -> None:
         """Wait for the gate. Raises ``BusyError`` after so many seconds; None waits for ever."""
-        if self.mine():
-            raise SessionStateError("a write txn of this thread is open already: end it first")
+        self.require_outside()
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._lock.acquire(timeout=_for_lock(timeout)):
-            raise self._busy(timeout, self._own_holder())
         try:
+            if not self._lock.acquire(timeout=_for_lock(timeout)):
+                raise self._busy(timeout, self._own_holder())
             self._flock(timeout, deadline)
+            self._thread = threading.current_thread().name
+            self._since = time.time()
         except BaseException:
-            # It may have been interrupted with the lock in its hands.
+            # It may have been interrupted with either lock in its hands.
+            if self.mine():
+                self._end_turn()
             self.release()
             raise
-        self._owner = get_ident()
-        self._thread = threading.current_thread().name
-        self._since = time.time()
+
+    def require_outside(self) -> None:
+        """Raise ``SessionStateError`` if this thread is through the gate."""
+        if self.mine():
+            raise SessionStateError("a write txn of this thread is open already: end it first")
 
     def release(self) -> None:
-        """Let the next writer through."""
-        self._owner = 0
+        """Let the next writer through; nothing happens if this thread is not through."""
+        if not self.mine():
+            return
         try:
-            # Closing would not do: a process that is being spawned may share the descriptor.
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            if self.descriptor >= 0:
+                # Closing would not do: a process that is being spawned may share the descriptor.
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         finally:
             self._lock.release()
+        if self._retired:
+            self.retire()
+
+    def retire(self) -> None:
+        """Close the gate for good, and its descriptor as soon as no thread is through.
+
+        Another file may have its number then, so that nobody must be left who would unlock it.
+        """
+        self._retired = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                self._lock.release()
 
     def close(self) -> None:
-        """Close the descriptor; the gate can be passed no more."""
+        """Close the descriptor, whoever is through: in a child process, where nobody is."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -90,12 +112,17 @@ class Gate:
         deadline: float | None,
     ) -> None:
         pause = _FIRST_PAUSE
-        while not attempt():
+        while not self._try(attempt):
             remaining = pause if deadline is None else deadline - time.monotonic()
             if remaining <= 0:
                 raise self._busy(timeout, flock_holder(self.descriptor))
             time.sleep(min(pause, remaining))
             pause = min(pause * 1.5, longest)
+
+    def _try(self, attempt: Callable[[], bool]) -> bool:
+        if self._retired:
+            raise SessionStateError(f"{self.path} is closed: open it again")
+        return attempt()
 
     def _try_turn(self) -> bool:
         """Try to be the next, by a lock on a byte far behind the end of the file.
@@ -110,8 +137,9 @@ class Gate:
             return True
 
     def _end_turn(self) -> None:
-        with contextlib.suppress(OSError):
-            filelocks.unlock(self.descriptor, filelocks.GATE_TURN)
+        if self.descriptor >= 0:
+            with contextlib.suppress(OSError):
+                filelocks.unlock(self.descriptor, filelocks.GATE_TURN)
 
     def _try_flock(self) -> bool:
         try:

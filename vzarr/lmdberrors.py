@@ -84,7 +84,8 @@ def _full(path: str, error: lmdb.Error) -> FullError:
 
 def _free_bytes(path: str) -> int | None:
     try:
-        status = os.statvfs(path)
+        # Of the directory: a file that is being made has not its name yet.
+        status = os.statvfs(os.path.dirname(path))
     except OSError:
         return None
     return status.f_bavail * status.f_frsize

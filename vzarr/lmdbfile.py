@@ -22,34 +22,40 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, final
+from typing import TypeVar, final
 
 from vzarr.errors import CorruptError, NotARepositoryError, NotFoundError, StorageError
+from vzarr.format import SEALED, unseal
+from vzarr.pages import (
+    BIG_VALUE,
+    BRANCH,
+    DATABASE_RECORD,
+    LEAF,
+    MAX_DEPTH,
+    META_BYTES,
+    META_MAGIC,
+    META_VERSION,
+    NO_PAGE,
+    NODE_HEADER,
+    OVERFLOW,
+    PAGE_HEADER,
+    PAGE_NUMBER,
+    PAGE_SIZES,
+    TREE,
+    Damage,
+    Meta,
+    Tree,
+    page_size_of,
+    read_meta,
+)
 
-__all__ = ["Probe", "Reader", "probe"]
+__all__ = ["Probe", "Reader", "probe", "read_metas"]
 
-_MAGIC = 0xBEEFC0DE
-_VERSION = 1
-_P_BRANCH, _P_LEAF, _P_OVERFLOW, _P_META = 0x01, 0x02, 0x04, 0x08
-_F_BIGDATA, _F_SUBDATA = 0x01, 0x02
-_NO_PAGE = 2**64 - 1
-_PAGE_SIZES = frozenset(1 << n for n in range(8, 17))
-
-_PAGE_HEADER = struct.Struct("=Q2xHHH")  # page number, flags, lower, upper
-_NODE_HEADER = struct.Struct("=HHHH")  # low, high, flags, key size
-_DATABASE = struct.Struct("=6xH24xQQ")  # depth, number of entries, root
-_DATABASE_BYTES = _DATABASE.size
-_PAGE_NUMBER = struct.Struct("=Q")
-# Magic, version; the page size is where the free database keeps its padding; depth and root of the
-# main database; last page, txn id.
-_META = struct.Struct("=II16xI44x6xH32xQQQ")
-_META_BYTES = _PAGE_HEADER.size + _META.size
 # LMDB 1.0 has a page header of 24 bytes.
 _MAGIC_OFFSET, _MAGIC_OFFSET_OF_1_0 = 16, 24
 
 # A main database of eight names is one leaf; what is much bigger is no repository of ours.
 _MAX_PAGES = 4096
-_MAX_DEPTH = 32
 # How often to look again because a commit of another process came between.
 _ATTEMPTS = 200
 
@@ -67,28 +73,6 @@ class Probe:
     file_bytes: int
     databases: frozenset[str]
     txn_id: int
-
-
-class _Meta(NamedTuple):
-    magic: int
-    version: int
-    page_size: int
-    depth: int
-    root: int
-    last_page: int
-    txn_id: int
-
-
-class _Tree(NamedTuple):
-    """The B-tree of a database."""
-
-    depth: int
-    entries: int
-    root: int
-
-
-class _Damage(Exception):  # noqa: N818 - never leaves this module
-    """Why bytes make no sense; perhaps only because they were being written."""
 
 
 def probe(path: str) -> Probe:
@@ -137,51 +121,52 @@ def _foreign(descriptor: int) -> str:
         return "is not a regular file"
     if not status.st_size:
         return "is an empty file"
-    start = os.pread(descriptor, _META_BYTES, 0)
-    if len(start) < _META_BYTES:
+    start = os.pread(descriptor, META_BYTES, 0)
+    if len(start) < META_BYTES:
         return f"is too short for a repository ({len(start)} bytes)"
     magic, version = struct.unpack_from("=II", start, _MAGIC_OFFSET)
-    if magic == _MAGIC:
-        return "" if version == _VERSION else f"has version {version} of LMDB's format, not 1"
-    if magic == int.from_bytes(_MAGIC.to_bytes(4, "little"), "big"):
+    if magic == META_MAGIC:
+        return "" if version == META_VERSION else f"has version {version} of LMDB's format, not 1"
+    if magic == int.from_bytes(META_MAGIC.to_bytes(4, "little"), "big"):
         return f"was written on a machine that is not {sys.byteorder}-endian as this one is"
-    if struct.unpack_from("=I", start, _MAGIC_OFFSET_OF_1_0)[0] == _MAGIC:
+    if struct.unpack_from("=I", start, _MAGIC_OFFSET_OF_1_0)[0] == META_MAGIC:
         return "was written by LMDB 1.0, vzarr uses the format of LMDB 0.9"
     return "is no vzarr repository"
 
 
 def _probe(descriptor: int, path: str) -> Probe:
-    result: Probe | _Damage = _Damage("no part of it stays the same")
-    seen = _read_metas(descriptor)
+    result: Probe | Damage = Damage("no part of it stays the same")
+    seen = read_metas(descriptor)
     for _ in range(_ATTEMPTS):
         try:
             result = _look(descriptor, seen)
-        except _Damage as damage:
+        except Damage as damage:
             result = damage
         # We hold no reader slot: two commits later, pages that we walked may have been written
         # again. Meta pages that are still the same prove that there was no commit at all.
-        now = _read_metas(descriptor)
+        now = read_metas(descriptor)
         if now == seen:
             break
         seen = now
-    if isinstance(result, _Damage):
+    if isinstance(result, Damage):
         raise CorruptError(
             f"{path} is damaged, {result}: restore it from a backup", path=path
         ) from result
     return result
 
 
-def _read_metas(descriptor: int) -> tuple[bytes, bytes]:
-    first = os.pread(descriptor, _META_BYTES, 0)
-    if len(first) < _META_BYTES:
+def read_metas(descriptor: int) -> tuple[bytes, bytes]:
+    """Read both meta pages, as they are."""
+    first = os.pread(descriptor, META_BYTES, 0)
+    if len(first) < META_BYTES:
         return first, b""
-    page_size = _Meta(*_META.unpack_from(first, _PAGE_HEADER.size)).page_size
+    page_size = page_size_of(first)
     # Where the first meta page is damaged, the second one shows where it is itself.
-    for size in [page_size] if page_size in _PAGE_SIZES else sorted(_PAGE_SIZES):
-        second = os.pread(descriptor, _META_BYTES, size)
-        if struct.unpack_from("=II", second.ljust(_META_BYTES), _MAGIC_OFFSET) == (
-            _MAGIC,
-            _VERSION,
+    for size in [page_size] if page_size in PAGE_SIZES else sorted(PAGE_SIZES):
+        second = os.pread(descriptor, META_BYTES, size)
+        if struct.unpack_from("=II", second.ljust(META_BYTES), _MAGIC_OFFSET) == (
+            META_MAGIC,
+            META_VERSION,
         ):
             break
     return first, second
@@ -189,7 +174,7 @@ def _read_metas(descriptor: int) -> tuple[bytes, bytes]:
 
 def _look(descriptor: int, metas: tuple[bytes, bytes]) -> Probe:
     # LMDB refuses a file unless both meta pages are sound, so that one of them is not enough.
-    meta = max((_decode_meta(data) for data in metas), key=lambda found: found.txn_id)
+    meta = max((read_meta(data) for data in metas), key=lambda found: found.txn_id)
     names = _names(descriptor, meta)
     return Probe(
         page_size=meta.page_size,
@@ -201,35 +186,21 @@ def _look(descriptor: int, metas: tuple[bytes, bytes]) -> Probe:
     )
 
 
-def _decode_meta(data: bytes) -> _Meta:
-    if len(data) < _META_BYTES:
-        raise _Damage("it ends within its meta pages")
-    flags = _PAGE_HEADER.unpack_from(data)[1]
-    meta = _Meta(*_META.unpack_from(data, _PAGE_HEADER.size))
-    if not flags & _P_META or meta.magic != _MAGIC or meta.version != _VERSION:
-        raise _Damage("a meta page is overwritten")
-    if meta.page_size not in _PAGE_SIZES:
-        raise _Damage(f"its page size is given as {meta.page_size}")
-    if not 1 <= meta.last_page < 2**63 // meta.page_size:
-        raise _Damage(f"its last page is given as {meta.last_page}")
-    return meta
-
-
-def _names(descriptor: int, meta: _Meta) -> dict[bytes, _Tree]:
+def _names(descriptor: int, meta: Meta) -> dict[bytes, Tree]:
     """Find the databases in the main B-tree, a level at a time. At most ``_MAX_PAGES`` reads."""
-    names: dict[bytes, _Tree] = {}
-    if meta.root == _NO_PAGE:
+    names: dict[bytes, Tree] = {}
+    if meta.main.root == NO_PAGE:
         return names
-    if not 1 <= meta.depth <= _MAX_DEPTH:
-        raise _Damage(f"its main tree is given {meta.depth} levels")
-    level, visited = [meta.root], 0
-    for height in range(meta.depth, 0, -1):
+    if not 1 <= meta.main.depth <= MAX_DEPTH:
+        raise Damage(f"its main tree is given {meta.main.depth} levels")
+    level, visited = [meta.main.root], 0
+    for height in range(meta.main.depth, 0, -1):
         below: list[int] = []
         for number in level:
             visited += 1
             if visited > _MAX_PAGES:
-                raise _Damage("its main tree is endless")
-            page = _read_page(descriptor, meta, number, _P_BRANCH if height > 1 else _P_LEAF)
+                raise Damage("its main tree is endless")
+            page = _read_page(descriptor, meta, number, BRANCH if height > 1 else LEAF)
             for offset in _nodes(page):
                 if height > 1:
                     below.append(_child(page, offset))
@@ -239,53 +210,53 @@ def _names(descriptor: int, meta: _Meta) -> dict[bytes, _Tree]:
     return names
 
 
-def _read_page(descriptor: int, meta: _Meta, number: int, kind: int) -> bytes:
+def _read_page(descriptor: int, meta: Meta, number: int, kind: int) -> bytes:
     if not 2 <= number <= meta.last_page:
-        raise _Damage(f"its main tree points at page {number} of {meta.last_page}")
+        raise Damage(f"its main tree points at page {number} of {meta.last_page}")
     page = os.pread(descriptor, meta.page_size, number * meta.page_size)
     if len(page) < meta.page_size:
-        raise _Damage(f"it ends before page {number}, which is in use")
-    own_number, flags, lower, upper = _PAGE_HEADER.unpack_from(page)
+        raise Damage(f"it ends before page {number}, which is in use")
+    own_number, flags, lower, upper = PAGE_HEADER.unpack_from(page)
     if own_number != number or flags != kind:
-        raise _Damage(f"page {number} is not the one that its main tree points at")
-    if not _PAGE_HEADER.size <= lower <= upper <= meta.page_size or lower % 2:
-        raise _Damage(f"page {number} has bounds {lower} and {upper}")
+        raise Damage(f"page {number} is not the one that its main tree points at")
+    if not PAGE_HEADER.size <= lower <= upper <= meta.page_size or lower % 2:
+        raise Damage(f"page {number} has bounds {lower} and {upper}")
     return page
 
 
 def _nodes(page: bytes) -> list[int]:
     """Give the offsets of a page's nodes, each with room for its header and key."""
-    lower, upper = _PAGE_HEADER.unpack_from(page)[2:]
-    count = (lower - _PAGE_HEADER.size) // 2
-    offsets = list(struct.unpack_from(f"={count}H", page, _PAGE_HEADER.size))
+    lower, upper = PAGE_HEADER.unpack_from(page)[2:]
+    count = (lower - PAGE_HEADER.size) // 2
+    offsets = list(struct.unpack_from(f"={count}H", page, PAGE_HEADER.size))
     for offset in offsets:
-        if not upper <= offset <= len(page) - _NODE_HEADER.size:
-            raise _Damage("a node of its main tree lies outside its page")
-        if offset + _NODE_HEADER.size + _NODE_HEADER.unpack_from(page, offset)[3] > len(page):
-            raise _Damage("a name in its main tree lies outside its page")
+        if not upper <= offset <= len(page) - NODE_HEADER.size:
+            raise Damage("a node of its main tree lies outside its page")
+        if offset + NODE_HEADER.size + NODE_HEADER.unpack_from(page, offset)[3] > len(page):
+            raise Damage("a name in its main tree lies outside its page")
     return offsets
 
 
 def _key(page: bytes, offset: int) -> bytes:
-    start = offset + _NODE_HEADER.size
-    return page[start : start + _NODE_HEADER.unpack_from(page, offset)[3]]
+    start = offset + NODE_HEADER.size
+    return page[start : start + NODE_HEADER.unpack_from(page, offset)[3]]
 
 
 def _child(page: bytes, offset: int) -> int:
-    low, high, flags, _ = _NODE_HEADER.unpack_from(page, offset)
+    low, high, flags, _ = NODE_HEADER.unpack_from(page, offset)
     return int(low | high << 16 | flags << 32)
 
 
-def _database(page: bytes, offset: int) -> dict[bytes, _Tree]:
+def _database(page: bytes, offset: int) -> dict[bytes, Tree]:
     """Read the record of a database in a leaf node; nothing if the node is an ordinary value."""
-    low, high, flags, _ = _NODE_HEADER.unpack_from(page, offset)
-    if not flags & _F_SUBDATA:
+    low, high, flags, _ = NODE_HEADER.unpack_from(page, offset)
+    if not flags & DATABASE_RECORD:
         return {}
     key = _key(page, offset)
-    start = offset + _NODE_HEADER.size + len(key)
-    if low | high << 16 != _DATABASE_BYTES or start + _DATABASE_BYTES > len(page):
-        raise _Damage("a database record in its main tree is cut")
-    return {key: _Tree(*_DATABASE.unpack_from(page, start))}
+    start = offset + NODE_HEADER.size + len(key)
+    if low | high << 16 != TREE.size or start + TREE.size > len(page):
+        raise Damage("a database record in its main tree is cut")
+    return {key: Tree(*TREE.unpack_from(page, start))}
 
 
 # ---- Reading records ------------------------------------------------------------------------
@@ -306,7 +277,7 @@ class Reader:
         self.path = path
         self._descriptor = _open(path)
         self._metas: tuple[bytes, bytes] | None = None
-        self._databases: dict[bytes, _Tree] = {}
+        self._databases: dict[bytes, Tree] = {}
 
     def close(self) -> None:
         """Close the file; can be repeated."""
@@ -321,11 +292,12 @@ class Reader:
     def get(self, database: str, key: bytes) -> bytes | None:
         """Read a value, or give None. O(log n)."""
 
-        def look(meta: _Meta) -> bytes | None:
+        def look(meta: Meta) -> bytes | None:
             found = self._find(meta, database, key)
             return None if found is None else self._value(meta, *found)
 
-        return self._consistently(look)
+        data = self._consistently(look)
+        return data if data is None or database not in SEALED else unseal(database, key, data)
 
     def view(self, database: str, key: bytes) -> bytes | None:
         """Read a value, as ``get``."""
@@ -338,7 +310,7 @@ class Reader:
     def count(self, database: str) -> int:
         """Give the number of entries that a database says it has. O(1)."""
 
-        def look(_: _Meta) -> int:
+        def look(_: Meta) -> int:
             return self._tree(database).entries
 
         return self._consistently(look)
@@ -348,66 +320,69 @@ class Reader:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Give the entries from a key on, in order. What damaged pages hold is left out. O(n)."""
 
-        def look(meta: _Meta) -> list[tuple[bytes, bytes]]:
+        def look(meta: Meta) -> list[tuple[bytes, bytes]]:
             found: list[tuple[bytes, bytes]] = []
             for page, offset in self._leaves(meta, database):
                 key = _key(page, offset)
                 if key >= start:
-                    with contextlib.suppress(_Damage):
+                    with contextlib.suppress(Damage):
                         found.append((key, b"" if keys_only else self._value(meta, page, offset)))
             return found
 
-        return iter(self._consistently(look) or ())
+        records = self._consistently(look) or ()
+        if keys_only or database not in SEALED:
+            return iter(records)
+        return ((key, unseal(database, key, data)) for key, data in records)
 
-    def _consistently(self, look: Callable[[_Meta], _T]) -> _T:
+    def _consistently(self, look: Callable[[Meta], _T]) -> _T:
         """Look until something is found, or nothing was committed while it was not."""
-        problem: _Damage | None = None
+        problem: Damage | None = None
         for _ in range(_ATTEMPTS):
-            before = _read_metas(self._descriptor)
+            before = read_metas(self._descriptor)
             problem = None
             try:
                 found = look(self._meta(before))
-            except _Damage as damage:
+            except Damage as damage:
                 problem = damage
             except OSError as error:
-                problem = _Damage(f"it cannot be read ({error.strerror})")
+                problem = Damage(f"it cannot be read ({error.strerror})")
             else:
                 if found:
                     return found
-            if _read_metas(self._descriptor) == before:
+            if read_metas(self._descriptor) == before:
                 break
         if problem is not None:
             raise CorruptError(f"{self.path} is damaged, {problem}", path=self.path) from problem
         return found
 
-    def _meta(self, metas: tuple[bytes, bytes]) -> _Meta:
+    def _meta(self, metas: tuple[bytes, bytes]) -> Meta:
         """Take the newest meta page that is sound, and find the databases that it leads to."""
         sound = []
         for data in metas:
-            with contextlib.suppress(_Damage):
-                sound.append(_decode_meta(data))
+            with contextlib.suppress(Damage):
+                sound.append(read_meta(data))
         if not sound:
-            raise _Damage("neither of its meta pages is whole")
+            raise Damage("neither of its meta pages is whole")
         meta = max(sound, key=lambda found: found.txn_id)
         if metas != self._metas:
             self._databases = _names(self._descriptor, meta)
             self._metas = metas
         return meta
 
-    def _tree(self, database: str) -> _Tree:
+    def _tree(self, database: str) -> Tree:
         tree = self._databases.get(database.encode())
         if tree is None:
-            raise _Damage(f"it lacks its database {database}")
+            raise Damage(f"it lacks its database {database}")
         return tree
 
-    def _find(self, meta: _Meta, database: str, key: bytes) -> tuple[bytes, int] | None:
+    def _find(self, meta: Meta, database: str, key: bytes) -> tuple[bytes, int] | None:
         """Find the leaf node of a key: its page, and where on it."""
         tree = self._tree(database)
-        if tree.root == _NO_PAGE:
+        if tree.root == NO_PAGE:
             return None
         number = tree.root
-        for height in range(min(tree.depth, _MAX_DEPTH), 0, -1):
-            page = _read_page(self._descriptor, meta, number, _P_BRANCH if height > 1 else _P_LEAF)
+        for height in range(min(tree.depth, MAX_DEPTH), 0, -1):
+            page = _read_page(self._descriptor, meta, number, BRANCH if height > 1 else LEAF)
             offsets = _nodes(page)
             # On a branch page the first key stands for all that are less than the second.
             position = bisect_right(offsets, key, height > 1, key=lambda at: _key(page, at)) - 1
@@ -419,59 +394,59 @@ class Reader:
                 return page, offsets[position]
             else:
                 return None
-        raise _Damage(f"the tree of its database {database} has no leaves")
+        raise Damage(f"the tree of its database {database} has no leaves")
 
-    def _leaves(self, meta: _Meta, database: str) -> Iterator[tuple[bytes, int]]:
+    def _leaves(self, meta: Meta, database: str) -> Iterator[tuple[bytes, int]]:
         """Give the leaf nodes of a database in order, but for those on damaged pages."""
         tree = self._tree(database)
         seen: set[int] = set()
-        waiting = [] if tree.root == _NO_PAGE else [(tree.root, min(tree.depth, _MAX_DEPTH))]
+        waiting = [] if tree.root == NO_PAGE else [(tree.root, min(tree.depth, MAX_DEPTH))]
         while waiting:
             number, height = waiting.pop()
             if number in seen or height < 1:
                 continue
             seen.add(number)
-            kind = _P_BRANCH if height > 1 else _P_LEAF
+            kind = BRANCH if height > 1 else LEAF
             try:
                 page = _read_page(self._descriptor, meta, number, kind)
                 offsets = _nodes(page)
-            except _Damage:
+            except Damage:
                 continue
             if height > 1:
                 waiting += [(_child(page, offset), height - 1) for offset in reversed(offsets)]
             else:
                 yield from ((page, offset) for offset in offsets)
 
-    def _value(self, meta: _Meta, page: bytes, offset: int) -> bytes:
-        low, high, flags, key_bytes = _NODE_HEADER.unpack_from(page, offset)
+    def _value(self, meta: Meta, page: bytes, offset: int) -> bytes:
+        low, high, flags, key_bytes = NODE_HEADER.unpack_from(page, offset)
         size = int(low | high << 16)
-        start = offset + _NODE_HEADER.size + key_bytes
-        if not flags & _F_BIGDATA:
+        start = offset + NODE_HEADER.size + key_bytes
+        if not flags & BIG_VALUE:
             if start + size > len(page):
-                raise _Damage("a value lies outside of its page")
+                raise Damage("a value lies outside of its page")
             return page[start : start + size]
-        if start + _PAGE_NUMBER.size > len(page):
-            raise _Damage("a reference to a large value is cut")
-        number = int(_PAGE_NUMBER.unpack_from(page, start)[0])
+        if start + PAGE_NUMBER.size > len(page):
+            raise Damage("a reference to a large value is cut")
+        number = int(PAGE_NUMBER.unpack_from(page, start)[0])
         if not 2 <= number <= meta.last_page:
-            raise _Damage(f"a large value is said to be on page {number} of {meta.last_page}")
+            raise Damage(f"a large value is said to be on page {number} of {meta.last_page}")
         first = number * meta.page_size
-        header = os.pread(self._descriptor, _PAGE_HEADER.size, first)
-        if len(header) < _PAGE_HEADER.size:
-            raise _Damage(f"it ends before page {number}, which is in use")
-        if _PAGE_HEADER.unpack(header)[:2] != (number, _P_OVERFLOW):
-            raise _Damage(f"page {number} does not hold the large value that it should")
-        return self._bytes(first + _PAGE_HEADER.size, size)
+        header = os.pread(self._descriptor, PAGE_HEADER.size, first)
+        if len(header) < PAGE_HEADER.size:
+            raise Damage(f"it ends before page {number}, which is in use")
+        if PAGE_HEADER.unpack(header)[:2] != (number, OVERFLOW):
+            raise Damage(f"page {number} does not hold the large value that it should")
+        return self._bytes(first + PAGE_HEADER.size, size)
 
     def _bytes(self, offset: int, size: int) -> bytes:
         if offset + size > os.fstat(self._descriptor).st_size:
-            raise _Damage(f"it ends within a value of {size} bytes")
+            raise Damage(f"it ends within a value of {size} bytes")
         parts = []
         while size > 0:
             # A single call reads less than 2 GiB.
             part = os.pread(self._descriptor, min(size, 1 << 30), offset)
             if not part:
-                raise _Damage("it became shorter")
+                raise Damage("it became shorter")
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return b"".join(parts)

@@ -19,9 +19,11 @@ from vzarr.datafile import (
     allocate_lock_file,
     examine,
     nobody_writes,
+    os_error,
 )
 from vzarr.errors import StorageError, VzarrError
 from vzarr.gate import Gate
+from vzarr.guard import Guard, Table
 from vzarr.lmdberrors import error_code, translate
 from vzarr.lmdbfile import Probe, probe
 
@@ -37,8 +39,28 @@ class Opened:
     """One opening of a file by LMDB."""
 
     handle: lmdb.Environment
-    databases: dict[str, lmdb._Database]
+    databases: dict[str, Table]
     page_size: int
+    guard: Guard
+    lock_file: int
+    """Our own descriptor of LMDB's lock file; negative where there is none."""
+
+    def has_lock_file(self) -> bool:
+        """Tell whether the lock file is still there: all who come later use another one. 0.5 µs.
+
+        Raises ``StorageError``.
+        """
+        try:
+            return self.lock_file < 0 or os.fstat(self.lock_file).st_nlink > 0
+        except OSError as error:
+            raise os_error(error, f"cannot look at {self.handle.path()}-lock") from error
+
+    def close(self) -> None:
+        """Have LMDB close the file. Nobody may be inside."""
+        self.handle.close()
+        # Only now: to close any descriptor of a file drops all locks that the process has on it.
+        if self.lock_file >= 0:
+            os.close(self.lock_file)
 
     def extent(self) -> int:
         """Give the bytes of the file up to its last page."""
@@ -49,10 +71,17 @@ def open_file(path: str, key: tuple[int, int], gate: Gate, *, writable: bool) ->
     """Open a file after all checks. A writer must be through the gate."""
     require_in_place(path, key)
     found = examine(path, gate.descriptor, writable=writable)
+    guard = Guard(path, gate.descriptor, DATABASES)
+    guard.require_roots()
     allocate_lock_file(path)
+    # Before LMDB does. If it is deleted in between, the first txn will see that.
+    lock_file = _hold_lock_file(path)
     try:
         handle = _map_for_writing(path, found) if writable else _map_for_reading(path, found)
     except lmdb.Error as error:
+        # A file that this one has replaced is open, and has its locks there: keep them.
+        if lock_file >= 0 and not _is_replacement(error):
+            os.close(lock_file)
         raise _cannot_map(error, path) from error
     try:
         handle.reader_check()
@@ -60,10 +89,21 @@ def open_file(path: str, key: tuple[int, int], gate: Gate, *, writable: bool) ->
         databases = _open_databases(handle, writable=writable)
     except BaseException as error:
         handle.close()
+        if lock_file >= 0:
+            os.close(lock_file)
         if isinstance(error, lmdb.Error):
             raise translate(error, path) from error
         raise
-    return Opened(handle, databases, found.page_size)
+    tables = {name: Table(name, database, guard) for name, database in databases.items()}
+    return Opened(handle, tables, found.page_size, guard, lock_file)
+
+
+def _hold_lock_file(path: str) -> int:
+    try:
+        return os.open(path + "-lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        # LMDB will say what is wrong with it, or do without on media that nobody can write.
+        return -1
 
 
 def _map_for_writing(path: str, found: Probe) -> lmdb.Environment:
@@ -114,11 +154,15 @@ def _cannot_map(error: lmdb.Error, path: str) -> VzarrError:
             "permission to write it and its directory",
             code=error_code(error),
         )
-    if "already open" in str(error):
+    if _is_replacement(error):
         return StorageError(
             f"{path} replaced a file that is still open in this process: close that one first"
         )
     return translate(error, path)
+
+
+def _is_replacement(error: lmdb.Error) -> bool:
+    return "already open" in str(error)
 
 
 def _open_databases(handle: lmdb.Environment, *, writable: bool) -> dict[str, lmdb._Database]:

@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -16,8 +16,13 @@ from vzarr import filelocks
 from vzarr.errors import StorageError
 from vzarr.format import Digest
 
+_DOOR = filelocks.OPEN_REPOSITORIES, filelocks.OPEN_REPOSITORIES_LENGTH
 # More neighbouring bytes are not pins: another program has locked the whole file.
 _MOST_NEIGHBOURS = 1 << 16
+
+
+class ReplacedError(Exception):
+    """Another file is just being put in the place of this one; never leaves vzarr."""
 
 
 @final
@@ -46,7 +51,10 @@ class Presence:
     __slots__ = ("_counts", "_descriptor", "_dropped", "_lock", "token")
 
     def __init__(self, descriptor: int, pinned: Mapping[int, int] | None = None) -> None:
-        """Appear. ``pinned`` is what ``pinned()`` of a parent process's presence gave."""
+        """Appear. ``pinned`` is what ``pinned()`` of a parent process's presence gave.
+
+        Raises ``ReplacedError`` while the file is being replaced: look for the new one.
+        """
         self.token = secrets.randbits(filelocks.TOKEN_BITS)
         self._lock = threading.Lock()
         # How often each prefix is pinned, and those of which one pin less is wanted.
@@ -59,7 +67,8 @@ class Presence:
         if descriptor < 0 or not filelocks.SUPPORTED:
             return False
         try:
-            _lock(descriptor, filelocks.token_byte(self.token))
+            if not self._lock_token(descriptor):
+                return False
             for prefix in self._counts:
                 _lock(descriptor, _own_byte(prefix))
         except OSError:
@@ -67,6 +76,57 @@ class Presence:
             # is_present() gives None there.
             return False
         return True
+
+    def _lock_token(self, descriptor: int) -> bool:
+        byte = filelocks.token_byte(self.token)
+        if filelocks.try_lock(descriptor, byte, shared=True):
+            return True
+        found = filelocks.find(descriptor, byte, 1)
+        if found is None or found == _DOOR:
+            raise ReplacedError
+        # Another program has locked the whole file.
+        return False
+
+    @property
+    def is_told(self) -> bool:
+        """Whether others can learn of us, and we of them."""
+        return self._descriptor >= 0
+
+    def others(self) -> bool:
+        """Tell whether any other process has the file open, as far as locks tell."""
+        return filelocks.find(self._descriptor, *_DOOR) is not None
+
+    def shut_door(self) -> bool:
+        """Keep everybody else from opening the file; False if another process has it open.
+
+        In one step, so that nobody slips in. ``open_door`` ends it.
+        """
+        return filelocks.try_lock(self._descriptor, *_DOOR)
+
+    def open_door(self) -> None:
+        """Let others in again."""
+        start, length = _DOOR
+        own, end = filelocks.token_byte(self.token), start + length
+        # Our own byte stays locked all the time; that nobody else may lock it, too, does no harm.
+        with contextlib.suppress(OSError):
+            filelocks.try_lock(self._descriptor, own, shared=True)
+        if start < own:
+            filelocks.unlock(self._descriptor, start, own - start)
+        if own + 1 < end:
+            filelocks.unlock(self._descriptor, own + 1, end - own - 1)
+
+    @contextlib.contextmanager
+    def moving(self, descriptor: int) -> Iterator[None]:
+        """Appear on another file too; in the block, ours is made to lead there.
+
+        Raises ``StorageError`` if that file gets no such locks.
+        """
+        with self._lock:
+            _lock(descriptor, filelocks.token_byte(self.token))
+            for prefix in self._counts:
+                _lock(descriptor, _own_byte(prefix))
+            yield
+        self._settle()
 
     def is_present(self, token: int) -> bool | None:
         """Tell whether somebody has the file open with this token; None where nobody can tell."""

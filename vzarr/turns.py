@@ -51,6 +51,7 @@ class Turn:
         "_descriptor",
         "_environment",
         "_held",
+        "_locks",
         "_queue",
         "_thread",
         "branch",
@@ -59,6 +60,7 @@ class Turn:
     def __init__(self, environment: Environment, branch: str) -> None:
         self._descriptor = -1
         self._held = False
+        self._locks: list[tuple[int, int]] = []
         self._environment = environment
         self._queue = _queue_of(branch)
         self._thread = ""
@@ -101,9 +103,11 @@ class Turn:
         """Let the next one on, or leave the queue. Nothing happens if it is not held."""
         with no_fork:
             descriptor, self._descriptor, self._held = self._descriptor, -1, False
+            self._locks.clear()
             if descriptor < 0:
                 return
             _turns.discard(self)
+            self._environment.forget_follower(self)
             try:
                 # Closing would not do: a process that is being spawned may share the descriptor.
                 # All at once, so that nobody sees the ticket gone and our name still there.
@@ -113,18 +117,30 @@ class Turn:
                 os.close(descriptor)
 
     def __del__(self) -> None:
-        if self._descriptor >= 0:
+        # Ctrl-C may come before the first step of __init__.
+        if getattr(self, "_descriptor", -1) >= 0:
             self.release()
+
+    @property
+    def descriptor(self) -> int:
+        """Where its locks are; negative if it is neither held nor awaited."""
+        return self._descriptor
+
+    def locks(self) -> list[tuple[int, int]]:
+        """Give start and length of its locks, the ticket first; for when the file is replaced."""
+        return list(self._locks)
 
     def _open(self) -> None:
         with no_fork:
-            self._descriptor = self._environment.open_descriptor()
+            self._descriptor = self._environment.open_descriptor(self)
             _turns.add(self)
 
     def _take_ticket(self, waiting: _Waiting) -> int:
         waiting.begin(places=1)
         while True:
-            ticket = self._try_ticket()
+            # In one step for who replaces the file, and takes our locks along.
+            with no_fork:
+                ticket = self._try_ticket()
             if ticket is not None:
                 return ticket
             waiting.pause()
@@ -146,8 +162,10 @@ class Turn:
                     break
                 ticket = last[0] + last[1]
             # At the end of the row, wait until the queue has been empty: it begins anew then.
-            taken = ticket < end and filelocks.try_lock(self._descriptor, ticket)
-            return ticket if taken else None
+            if ticket < end and filelocks.try_lock(self._descriptor, ticket):
+                self._locks.append((ticket, 1))
+                return ticket
+            return None
         finally:
             filelocks.unlock(self._descriptor, queue.mutex)
 
@@ -178,7 +196,9 @@ class Turn:
             (queue.namespace, process_namespace()),
         ):
             if fact > 0:
-                filelocks.try_lock(self._descriptor, start, fact)
+                with no_fork:
+                    if filelocks.try_lock(self._descriptor, start, fact):
+                        self._locks.append((start, fact))
 
     def _busy(self, timeout: float | None) -> BusyError:
         found = holder(self._environment, self.branch)
@@ -287,6 +307,7 @@ def _after_fork_in_child() -> None:
     """
     for turn in list(_turns):
         descriptor, turn._descriptor, turn._held = turn._descriptor, -1, False
+        turn._locks.clear()
         if descriptor >= 0:
             os.close(descriptor)
     _turns.clear()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, final
 
 import lmdb
 
-from vzarr.errors import SessionStateError, StorageError, VzarrError
+from vzarr.errors import CorruptError, SessionStateError, StorageError, VzarrError
+from vzarr.format import SEALED, seal, unseal
+from vzarr.guard import Table
 from vzarr.lmdberrors import translate
 
 if TYPE_CHECKING:
@@ -29,6 +32,10 @@ class Ended:
         raise self.refusal()
 
 
+_T = TypeVar("_T")
+# From here on a value may have pages of its own: if it takes half a page together with its key.
+_BIG_BYTES = 1024
+
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
 _OVER_TXN = Ended(SessionStateError, "this txn is over: use it inside its with block")
@@ -47,58 +54,79 @@ class Txn:
     fails, nothing of it is kept, even if the exception is caught.
     """
 
-    __slots__ = ("_cursors", "_databases", "_edits", "_failure", "_path", "_transaction")
+    __slots__ = ("_cursors", "_earlier", "_edits", "_failure", "_path", "_tables", "_transaction")
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._transaction = _OVER
-        self._databases: dict[str, lmdb._Database] = {}
+        self._tables: dict[str, Table] = {}
         self._cursors: set[lmdb.Cursor[memoryview]] | None = None
         self._edits = 0
         self._failure: VzarrError | None = None
+        # How many txns were on files in whose place this one has come.
+        self._earlier = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it began in this process and is not over."""
+        return not isinstance(self._transaction, Ended)
 
     @property
     def id(self) -> int:
         """The number of the newest commit that it sees; that of its own, of a write txn. O(1)."""
-        return self._transaction.id()
+        return self._earlier + self._transaction.id()
 
     def get(self, database: str, key: bytes) -> bytes | None:
-        """Copy a value, or give None. O(log n)."""
+        """Copy a value, or give None. Raises ``CorruptError`` if its seal is broken. O(log n)."""
+        table = self._tables[database]
+        if not bisect_right(table.sound, key) & 1:
+            self._look(table, key)
         try:
-            value = self._transaction.get(key, None, self._databases[database])
+            value = self._transaction.get(key, None, table.handle)
         except lmdb.Error as error:
             raise self._failed(error) from error
-        return None if value is None else bytes(value)
+        if value is None:
+            return None
+        return unseal(database, key, bytes(value)) if database in SEALED else bytes(value)
 
     def view(self, database: str, key: bytes) -> memoryview | None:
-        """Give a value without copying it, or None. O(log n).
+        """Give a value as it is stored, without copying it, or None. O(log n).
 
         The view must not outlive the txn, nor the next ``put`` or ``delete`` of a write txn: the
         memory then shows other data, without an error.
         """
+        table = self._tables[database]
+        if not bisect_right(table.sound, key) & 1:
+            self._look(table, key)
         try:
-            return self._transaction.get(key, None, self._databases[database])
+            return self._transaction.get(key, None, table.handle)
         except lmdb.Error as error:
             raise self._failed(error) from error
 
     def contains(self, database: str, key: bytes) -> bool:
         """Tell whether there is such a key, without touching its value. O(log n)."""
+        table = self._tables[database]
+        if not table.covers(key):
+            self._look(table, key)
         try:
-            with self._transaction.cursor(self._databases[database]) as cursor:
+            with self._transaction.cursor(table.handle) as cursor:
                 return cursor.set_key(key)
         except lmdb.Error as error:
             raise self._failed(error) from error
 
     def count(self, database: str) -> int:
-        """Give the number of entries. O(1)."""
+        """Give the number of entries, as LMDB has it on record. O(1)."""
+        table = self._tables[database]
+        if table.guard is not None:
+            self._guarded(table.guard.require_small, table)
         try:
-            return self._transaction.stat(self._databases[database])["entries"]
+            return self._transaction.stat(table.handle)["entries"]
         except lmdb.Error as error:
             raise self._failed(error) from error
 
     def pages(self, database: str | None) -> int:
         """Give the number of pages that a database fills; None is the list of databases. O(1)."""
-        found = None if database is None else self._databases[database]
+        found = None if database is None else self._tables[database].handle
         try:
             stat = self._transaction.stat(found)
         except lmdb.Error as error:
@@ -112,18 +140,26 @@ class Txn:
         longer than 511 bytes, ``ReadOnlyError`` in a read txn.
         """
         self._edits += 1
+        if database in SEALED:
+            value = seal(database, key, value)
+        table = self._tables[database]
+        if not table.covers(key):
+            self._look(table, key)
         try:
-            return self._transaction.put(
-                key, value, overwrite=overwrite, db=self._databases[database]
-            )
+            if overwrite and not table.whole and self._is_big(table, key):
+                self._look_at_all(table)
+            return self._transaction.put(key, value, overwrite=overwrite, db=table.handle)
         except lmdb.Error as error:
             raise self._failed(error) from error
 
     def delete(self, database: str, key: bytes) -> bool:
         """Delete an entry, and tell whether there was one. O(log n)."""
         self._edits += 1
+        table = self._tables[database]
+        if not table.whole:
+            self._look_at_all(table)
         try:
-            return self._transaction.delete(key, b"", self._databases[database])
+            return self._transaction.delete(key, b"", table.handle)
         except lmdb.Error as error:
             raise self._failed(error) from error
 
@@ -140,19 +176,25 @@ class Txn:
 
         The scan begins at ``start``, or the next key in its direction. It may go on while the same
         txn writes and deletes. With ``keys_only`` the values are empty, and the pages that hold
-        them are not touched. O(log n), then O(1) an entry.
+        them are not touched. Raises ``CorruptError`` for a broken seal of an entry, or beside a
+        prefix. O(log n), then O(1) an entry.
         """
+        table = self._tables[database]
         try:
-            cursor = self._transaction.cursor(self._databases[database])
+            cursor = self._transaction.cursor(table.handle)
         except lmdb.Error as error:
             raise self._failed(error) from error
         if self._cursors is None:
             self._cursors = set()
         self._cursors.add(cursor)
-        return self._walk(cursor, start, prefix, keys_only, reverse)
+        found = self._walk(table, cursor, start, prefix, keys_only, reverse)
+        if keys_only or database not in SEALED:
+            return found
+        return ((key, unseal(database, key, data)) for key, data in found)
 
     def _walk(
         self,
+        table: Table,
         cursor: lmdb.Cursor[memoryview],
         start: bytes,
         prefix: bytes,
@@ -161,13 +203,22 @@ class Txn:
     ) -> Iterator[tuple[bytes, bytes]]:
         step = cursor.prev if reverse else cursor.next
         try:
-            found = (_seek_last if reverse else _seek_first)(cursor, start, prefix)
+            low, high = self._around(table, (_last if reverse else max)(start, prefix))
+            seek = _seek_last if reverse else _seek_first
+            guarded = bool(prefix) and table.name in SEALED
+            if guarded:
+                _look_beside(table.name, cursor, seek(cursor, start, prefix), reverse)
+            found = seek(cursor, start, prefix)
             while found:
                 key = bytes(cursor.key())
                 if not key.startswith(prefix):
+                    if guarded:
+                        unseal(table.name, key, bytes(cursor.value()))
                     break
                 edits = self._edits
                 yield key, b"" if keys_only else bytes(cursor.value())
+                if key < low or (high is not None and key >= high):
+                    low, high = self._around(table, key)
                 found = step() if edits == self._edits else _seek_on(cursor, key, reverse)
         except lmdb.Error as error:
             raise self._failed(error) from error
@@ -175,6 +226,36 @@ class Txn:
             cursor.close()
             if self._cursors is not None:
                 self._cursors.discard(cursor)
+
+    def _look(self, table: Table, key: bytes) -> None:
+        """Have the way to a key looked at, before LMDB goes it."""
+        assert table.guard is not None
+        self._guarded(table.guard.require_leaf, table, key)
+
+    def _look_at_all(self, table: Table) -> None:
+        assert table.guard is not None
+        self._guarded(table.guard.require_table, table)
+
+    def _around(self, table: Table, key: bytes | None) -> tuple[bytes, bytes | None]:
+        """Have the pages around a key looked at; give the keys among which LMDB may then step."""
+        if table.guard is None:
+            return b"", None
+        return self._guarded(table.guard.require_neighbours, table, key)
+
+    def _guarded(self, look: Callable[..., _T], *arguments: object) -> _T:
+        # Only while the txn lasts are the pages that it will see sure to stay.
+        if self._transaction is _OVER:
+            raise _OVER_TXN.refusal()
+        try:
+            return look(*arguments)
+        except CorruptError as error:
+            self._failure = error
+            raise
+
+    def _is_big(self, table: Table, key: bytes) -> bool:
+        """Whether there is a value that may have pages of its own, which LMDB would free."""
+        value = self._transaction.get(key, None, table.handle)
+        return value is not None and len(value) >= _BIG_BYTES
 
     def _failed(self, error: lmdb.Error) -> VzarrError:
         if self._transaction is _OVER:
@@ -185,9 +266,9 @@ class Txn:
         self._failure.__cause__ = error
         return self._failure
 
-    def _start(self, transaction: Transaction, databases: dict[str, lmdb._Database]) -> None:
+    def _start(self, transaction: Transaction, tables: dict[str, Table]) -> None:
         self._transaction = transaction
-        self._databases = databases
+        self._tables = tables
 
     def _close_cursors(self) -> None:
         if self._cursors is not None:
@@ -209,6 +290,20 @@ class Txn:
         self._transaction = FORKED
 
 
+def _look_beside(name: str, cursor: lmdb.Cursor[memoryview], found: bool, reverse: bool) -> None:
+    """Make sure that the record before the first one of a scan is whole, as the one after the last.
+
+    A record whose key is damaged stays where it is among the others. So what belonged to the scan
+    and seems to no more is at its ends.
+    """
+    if found:
+        there = cursor.next() if reverse else cursor.prev()
+    else:
+        there = cursor.first() if reverse else cursor.last()
+    if there:
+        unseal(name, bytes(cursor.key()), bytes(cursor.value()))
+
+
 def _seek_first(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) -> bool:
     target = max(start, prefix)
     return cursor.set_range(target) if target else cursor.first()
@@ -217,10 +312,17 @@ def _seek_first(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) ->
 def _seek_last(cursor: lmdb.Cursor[memoryview], start: bytes, prefix: bytes) -> bool:
     """Move to the last key that begins with the prefix and is not beyond the start."""
     end = _successor(prefix)
+    # ``_last`` gives where this looks first.
     if start and (not end or start < end):
         # The start itself counts, the end of the prefix does not.
         return (cursor.set_range(start) and cursor.key() == start) or _before(cursor, start)
     return _before(cursor, end)
+
+
+def _last(start: bytes, prefix: bytes) -> bytes | None:
+    """Give the key from which a scan in reverse sets out; None for the end."""
+    end = _successor(prefix)
+    return start if start and (not end or start < end) else end or None
 
 
 def _seek_on(cursor: lmdb.Cursor[memoryview], key: bytes, reverse: bool) -> bool:

@@ -513,8 +513,8 @@ def test_a_fork_in_the_moment_when_a_turn_is_opened(
 ) -> None:
     opened, forked = threading.Event(), threading.Event()
 
-    def slowly(found: Environment) -> int:
-        descriptor = open_descriptor(found)
+    def slowly(found: Environment, follower: Turn) -> int:
+        descriptor = open_descriptor(found, follower)
         opened.set()
         # The fork has to wait for us, not we for it.
         assert not forked.wait(0.05)

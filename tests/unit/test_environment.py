@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vzarr import access, creation, datafile, lmdberrors, mapping, system
+from vzarr import access, creation, datafile, draft, lmdberrors, mapping, system
 from vzarr import environment as module
 from vzarr.activity import Activity
 from vzarr.environment import DATABASES, Environment, Txn
@@ -230,8 +230,8 @@ def test_create_leaves_nothing_when_a_failed_put_is_caught(file: str) -> None:
 @pytest.mark.parametrize(
     ("where", "step"),
     [
-        (creation, "_publish"),
-        (creation, "_sync_directory"),
+        (creation, "place"),
+        (draft, "sync_directory"),
         (mapping, "examine"),
         (mapping, "_map_for_writing"),
     ],
@@ -548,7 +548,7 @@ def test_a_commit_leaves_no_unwritten_tail(file: str) -> None:
 
 def test_a_writer_adds_a_short_tail(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(access.Access, "_complete_file", lambda self: None)
+        patch.setattr(access.Access, "complete_file", lambda self: None)
         extent = with_unwritten_tail(file, 100)
     assert os.path.getsize(file) < extent
     with pytest.raises(CorruptError, match="open it once for writing"):
@@ -562,7 +562,7 @@ def test_a_writer_adds_a_short_tail(file: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_reader_waits_for_the_tail(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(access.Access, "_complete_file", lambda self: None)
+        patch.setattr(access.Access, "complete_file", lambda self: None)
         extent = with_unwritten_tail(file, 100)
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", lambda _: os.truncate(file, extent))
