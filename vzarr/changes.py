@@ -8,11 +8,13 @@ records list its digests so that no collection of garbage takes them.
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import final
 
 from vzarr.environment import Environment, Txn
@@ -27,38 +29,102 @@ _MAX_BATCHES_WAITING = 3
 # An entry of the dictionaries here costs about as much as this many bytes of chunk.
 _ENTRY_COST_BYTES = 200
 
-_writer: ThreadPoolExecutor | None = None
-_writer_lock = threading.Lock()
+_Tasks = SimpleQueue[tuple[Callable[[], None], "Future[None]"]]
+# None until something is to be written, and in a child process: threads do not survive a fork.
+_tasks: _Tasks | None = None
 
 
 def submit(task: Callable[[], None]) -> Future[None]:
-    """Let the one thread of the process that writes ahead of commits do something."""
-    global _writer  # noqa: PLW0603 - LMDB has one writer, so one thread serves the whole process
-    with _writer_lock:
-        if _writer is None:
-            _writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vzarr-stage")
-        return _writer.submit(task)
+    """Let the one thread of the process that writes ahead of commits do something.
+
+    LMDB has one writer, so one thread serves the whole process. It is made of parts in which Ctrl-C
+    leaves no lock behind: an executor would be out of order for good if that came in the wrong
+    moment.
+    """
+    global _tasks  # noqa: PLW0603 - see above
+    future: Future[None] = Future()
+    if _tasks is None:
+        with _starting:
+            if _tasks is None:
+                tasks: _Tasks = SimpleQueue()
+                _thread.start_new_thread(_serve, (tasks,))
+                _tasks = tasks
+    _tasks.put((task, future))
+    return future
+
+
+def _serve(tasks: _Tasks) -> None:
+    threading.current_thread().name = "vzarr-stage"
+    while True:
+        task, future = tasks.get()
+        try:
+            task()
+        except BaseException as error:  # noqa: BLE001 - for whoever waits for it
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        # What the task holds must not wait for the next one.
+        del task, future
+
+
+_starting = threading.RLock()
 
 
 def _forget_writer() -> None:
-    global _writer, _writer_lock  # noqa: PLW0603 - threads do not survive a fork
-    _writer = None
-    _writer_lock = threading.Lock()
+    global _tasks, _starting  # noqa: PLW0603 - see above
+    _tasks = None
+    _starting = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forget_writer)
 
 
 @final
+class _Task:
+    """Work of the writing thread that another one waits for.
+
+    Ctrl-C while a ``Future`` is waited for may leave its lock behind, and the writing thread would
+    stop for ever. A plain lock is safe from that.
+    """
+
+    __slots__ = ("_running", "error", "pid")
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.pid = os.getpid()
+        self.error: BaseException | None = None
+        self._running = threading.Lock()
+        self._running.acquire()
+        submit(lambda: self._run(work))
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - for the thread that waits
+            self.error = error
+        finally:
+            self._running.release()
+
+    def wait(self) -> BaseException | None:
+        """Wait for the end, and give what was raised."""
+        with self._running:
+            return self.error
+
+
+@final
 class _Batch:
     """Bytes on their way into LMDB; kept until they are there."""
 
-    __slots__ = ("blobs", "future", "pid")
+    __slots__ = ("blobs", "task")
 
     def __init__(self, blobs: dict[bytes, Bytes]) -> None:
         self.blobs = blobs
-        self.future: Future[None] | None = None
-        self.pid = 0
+        self.task: _Task | None = None
+
+    @property
+    def running(self) -> _Task | None:
+        """What puts them there; None if that failed, or was begun before a fork."""
+        task = self.task
+        return task if task is not None and task.pid == os.getpid() else None
 
 
 @final
@@ -132,8 +198,8 @@ class ChangeSet:
     def abandon(self) -> None:
         """Wait for the batches under way, whatever becomes of them: the work is not wanted."""
         for batch in self._waiting:
-            if batch.future is not None and batch.pid == os.getpid():
-                batch.future.exception()
+            if batch.running is not None:
+                batch.running.wait()
 
     def _hand_over(self) -> None:
         while len(self._waiting) >= _MAX_BATCHES_WAITING:
@@ -144,18 +210,26 @@ class ChangeSet:
         self._fresh, self._fresh_bytes = {}, 0
         self._start(batch)
 
-    def _start(self, batch: _Batch) -> None:
-        batch.pid = os.getpid()
-        batch.future = submit(lambda: self._write(batch.blobs))
+    def _start(self, batch: _Batch) -> _Task:
+        batch.task = _Task(lambda: self._write(batch.blobs))
+        return batch.task
 
     def _settle(self, batch: _Batch) -> None:
         """Wait for the oldest batch. One that failed, or was lost in a fork, is begun anew."""
-        if batch.future is None or batch.pid != os.getpid():
-            self._start(batch)
-        assert batch.future is not None
-        future, batch.future = batch.future, None
-        future.result()
+        error = (batch.running or self._start(batch)).wait()
+        if error is not None:
+            self._forget_failures()
+            raise error
         self._waiting.popleft()
+
+    def _forget_failures(self) -> None:
+        """Begin the other batches that failed anew, too, when somebody asks for them next.
+
+        They mostly did for the same reason, which may be gone by then.
+        """
+        for batch in self._waiting:
+            if batch.running is not None and batch.running.wait() is not None:
+                batch.task = None
 
     def _write(self, blobs: dict[bytes, Bytes]) -> None:
         room = sum(map(len, blobs.values()))

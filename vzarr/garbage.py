@@ -45,8 +45,8 @@ _ROOM_BYTES = _DELETIONS * 2 * 4096
 # What is looked at in one read txn.
 _WALKED, _SCANNED = 500, 10_000
 _TWO_WEEKS = timedelta(days=14)
-# No branch can have this name, so that its queue is ours.
-_QUEUE = "@"
+QUEUE = "@"
+"""Who collects has this turn. No branch can have the name."""
 
 
 @final
@@ -207,7 +207,7 @@ class _Collector:
         Two at once would lose nothing. But what one has marked and the other deletes would look
         like damage, and new commits could not be told by their number.
         """
-        turn = Turn(self._environment, _QUEUE)
+        turn = Turn(self._environment, QUEUE)
         try:
             if not self._environment.read_only:
                 turn.acquire(self._timeout)

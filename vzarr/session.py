@@ -21,6 +21,7 @@ from vzarr.committing import (
     require_head,
 )
 from vzarr.diff import Diff, Side, diff
+from vzarr.endings import Ending
 from vzarr.environment import Environment, Txn
 from vzarr.errors import (
     CommitNotFoundError,
@@ -60,7 +61,8 @@ class Session:
     """A view of one commit that others' commits do not change, and a place for edits.
 
     Writable on a branch, read-only on any other ref. Thread-safe. Edits are visible in this session
-    at once, and to others after ``commit``; ``discard``, or letting go of the session, drops them.
+    at once, and to others after ``commit``; ``discard`` and ``close`` drop them. So does letting go
+    of the session, or the end of the process, with an ``UncommittedWarning``.
     """
 
     def __init__(
@@ -103,6 +105,9 @@ class Session:
             root = objects.load_root(lease.record.checkpoint)
         self._lease = lease or Lease.create(self._environment, branch or "", base)
         self._work = Workspace(objects, self._lease, settings.timeout, base_root, root)
+        self._ending: Ending | None = None
+        if branch is not None:
+            self._ending = Ending(self._environment.path, branch, self._lease, self._work)
         open_sessions[self.id] = self
 
     # ── what it is ───────────────────────────────────────────────────────────────────────────────
@@ -309,10 +314,16 @@ class Session:
                 self._work.leave()
                 self._begin(self._base, self._work.base)
         self._closed = True
+        if self._ending is not None:
+            self._ending.settle()
         self._lease.close()
         # The same session may have been resumed in this process.
         if open_sessions.get(self.id) is self:
             del open_sessions[self.id]
+
+    def uncommitted(self) -> str:
+        """Say what would be lost if the session ended now, in words; empty if nothing would."""
+        return "" if self._ending is None else self._ending.uncommitted()
 
     def _require_writable(self) -> None:
         if self._closed:
@@ -615,18 +626,22 @@ class Session:
             # Objects first: nothing can reach them until the ref moves.
             unwritten.write(txn)
             commit = history.put(txn, record)
+            # The system may have no lock for it, and must say so before the branch has moved.
+            pin = _Pin(self._environment, commit, new=True)
             # The ref last, in the same txn: readers see all of it or none.
             subject = record.message.partition("\n")[0]
             why = f"{operation}: {subject}"
             by, when = record.author, record.time
             refs.move_branch(txn, self._turn.branch, head, commit, by, when, why, goes_on=goes_on)
             self._lease.delete(txn)
-        self._begin(commit)
+        # Nothing of this may fail: the session must know that its edits are committed.
+        self._begin(commit, root, pin=pin)
         return commit
 
-    def _begin(self, base: Digest, root: Entry | None = None) -> None:
+    def _begin(self, base: Digest, root: Entry | None = None, *, pin: _Pin | None = None) -> None:
         """Make a commit's snapshot the session's state, without edits and with nothing staged."""
-        pin = self._pin if base == self._base else _Pin(self._environment, base)
+        if pin is None:
+            pin = self._pin if base == self._base else _Pin(self._environment, base)
         root = root or self._objects.load_root(self._root_of(base))
         if self._reads is not None and base != self._base:
             self._reads = ReadSet()
@@ -691,20 +706,27 @@ class _Pin:
 
     __slots__ = ("_environment", "commit")
 
-    def __init__(self, environment: Environment, commit: Digest) -> None:
-        """Take hold of a commit. Raises ``CommitNotFoundError`` if it is not there any more."""
+    def __init__(self, environment: Environment, commit: Digest, *, new: bool = False) -> None:
+        """Take hold of a commit, a ``new`` one inside the txn that makes it.
+
+        Raises ``CommitNotFoundError`` if it is not there any more, and ``StorageError`` if the
+        system has no more locks.
+        """
         self._environment = environment
-        self.commit = commit
         environment.pin(commit)
+        # From here on there is something to take back.
+        self.commit = commit
         # Now it stays; but a collection of garbage may have been faster.
-        if not history.exists(environment, commit):
+        if not new and not history.exists(environment, commit):
             raise CommitNotFoundError(
                 f"commit {commit.hex()[:12]} was deleted meanwhile: nothing referred to it",
                 name=commit.hex(),
             )
 
     def __del__(self) -> None:
-        self._environment.unpin(self.commit)
+        commit = getattr(self, "commit", None)
+        if commit is not None:
+            self._environment.unpin(commit)
 
 
 def _node_path(path: str) -> str:

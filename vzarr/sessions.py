@@ -116,16 +116,21 @@ def resume(
                     # Taken over after the checkpoint, which has nothing of it.
                     adopted = replace(adopted, kind=FORK)
                 txn.put("sessions", session_key(fork_id, 0), encode_lease(adopted))
-    return Session(
-        objects,
-        settings,
-        record.base,
-        record.branch,
-        open_store,
-        lease=lease,
-        # It may have been a transaction, whose like changes mean two.
-        may_agree=False,
-    )
+    try:
+        return Session(
+            objects,
+            settings,
+            record.base,
+            record.branch,
+            open_store,
+            lease=lease,
+            # It may have been a transaction, whose like changes mean two.
+            may_agree=False,
+        )
+    except BaseException:
+        # Who tries again must not find it in use.
+        lease.close()
+        raise
 
 
 def _find(txn: Txn, session_id: str) -> tuple[bytes, LeaseRecord]:

@@ -19,7 +19,7 @@ from vzarr.changes import ChangeSet, put_blobs
 from vzarr.environment import Txn
 from vzarr.errors import BusyError, InvalidInputError, SessionStateError, StorageError
 from vzarr.format import MAX_CHUNK_BYTES, Blob, Digest, Entry
-from vzarr.hierarchy import Hierarchy, collect
+from vzarr.hierarchy import Hierarchy, collect, require_depth
 from vzarr.history import now
 from vzarr.leases import NOBODY, Lease
 from vzarr.objects import BlobSource, Bytes, Objects, Overlay, put_root
@@ -112,6 +112,11 @@ class Workspace:
         """The root of the tree with all edits."""
         return self.folded().root
 
+    @property
+    def unfolded(self) -> tuple[Entry, Mapping[str, Blob | None]]:
+        """The root of the tree, and the edits that are not in it yet. Takes no lock. O(1)."""
+        return self._view.root, self.changes.edits
+
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
     def put(self, key: str, blob: Blob, data: Bytes) -> None:
@@ -172,6 +177,7 @@ class Workspace:
             with self._objects.environment.write(
                 timeout=self._timeout, room=unwritten.nbytes
             ) as txn:
+                self._require_base(txn)
                 staged = unwritten.write(txn)
                 saved = {"checkpoint": staged, "checkpointed": now()} if checkpoint else {}
                 record = self.lease.put(txn, staged=staged, **saved)
@@ -179,6 +185,15 @@ class Workspace:
             self.overlay = Overlay(self._objects, self.changes)
             self._view = Hierarchy(self.overlay, root)
             return staged
+
+    def _require_base(self, txn: Txn) -> None:
+        """Make sure that the nodes which the tree has from its base are still in the file."""
+        base = self.lease.base
+        if not txn.contains("commits", base):
+            raise SessionStateError(
+                f"commit {base.hex()[:12]}, from which this session began, was deleted meanwhile: "
+                "discard, and do it again in a new session"
+            )
 
     def unwritten(self, root: Entry) -> Unwritten:
         """Find what the file lacks of a tree. Waits for what is staged. O(new nodes)."""
@@ -222,6 +237,7 @@ def check_value(key: str, data: Bytes) -> None:
         key.encode()
     except UnicodeEncodeError as error:
         raise InvalidInputError(f"the key {key!r} is not valid Unicode: {error}") from error
+    require_depth(key)
     if len(data) > MAX_CHUNK_BYTES:
         raise InvalidInputError(
             f"the value of {key!r} has {len(data)} bytes, and a chunk holds at most "

@@ -955,7 +955,7 @@ def test_which_reflog_entries_go(moved, options, main, dev):
     assert report.kept == len(looked_at)
     shorter = [name for name, left, had in (("dev", dev, 2), ("main", main, 6)) if len(left) < had]
     assert list(report.branches) == shorter
-    assert ("The next gc" in str(report)) == bool(shorter)
+    assert ("No commit is lost" in str(report)) == bool(shorter)
 
 
 def test_the_newest_entry_forgets_where_it_came_from_unless_it_is_to_be_kept(moved):

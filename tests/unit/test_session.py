@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -536,23 +537,22 @@ def test_big_transactions_are_staged_and_still_all_or_nothing(repo, monkeypatch)
     assert repo.session("main").get("a/c/199") == (199).to_bytes(2, "big") * 500
 
 
-class LazyFuture:
+class LazyTask:
     """The background writer at its slowest: it writes a batch when somebody waits for it."""
 
-    def __init__(self, task) -> None:
-        self.task = task
+    def __init__(self, work) -> None:
+        self.pid = os.getpid()
+        self._work = work
 
-    def result(self) -> None:
-        task, self.task = self.task, lambda: None
-        task()
-
-    exception = result
+    def wait(self) -> None:
+        work, self._work = self._work, lambda: None
+        work()
 
 
 @pytest.mark.parametrize("resolve", ["commit", "amend"])
 def test_staged_bytes_are_in_the_file_before_the_branch_moves(filled, monkeypatch, resolve):
     monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
-    monkeypatch.setattr("vzarr.changes.submit", LazyFuture)
+    monkeypatch.setattr("vzarr.changes._Task", LazyTask)
     session = filled.session("main")
     session.set("a/c/0", b"staged")
     getattr(session, resolve)("x")
@@ -565,7 +565,7 @@ def test_what_a_merge_makes_is_in_the_file_before_the_branch_moves(filled, monke
     commit(other, "theirs", **{"a/zarr.json": array(40, long="T")})
     mine.set("a/zarr.json", array(40, units="K"))
     monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1)
-    monkeypatch.setattr("vzarr.changes.submit", LazyFuture)
+    monkeypatch.setattr("vzarr.changes._Task", LazyTask)
     mine.commit("ours")
     assert b"units" in filled.session("main").get("a/zarr.json")
     assert mine.environment.info().entries["sessions"] == 0
