@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vzarr.blame import Blame
 from vzarr.combine import MergePreview
 from vzarr.diff import ChunkChange, Diff, NodeChange
+from vzarr.endings import UncommittedWarning
 from vzarr.errors import (
     AlreadyExistsError,
     BusyError,
@@ -38,6 +39,7 @@ from vzarr.history import Commit
 from vzarr.leases import SessionInfo
 from vzarr.merge import Conflict
 from vzarr.opening import delete, exists, open  # noqa: A004 - vzarr.open, as zarr.open
+from vzarr.recovery import RecoverReport, recover
 from vzarr.refs import ReflogEntry, Tag
 from vzarr.reports import Info, Log
 from vzarr.repository import ReadOnlyCheckoutWarning, Repository
@@ -75,6 +77,7 @@ __all__ = [
     "Problem",
     "ReadOnlyCheckoutWarning",
     "ReadOnlyError",
+    "RecoverReport",
     "RefNotFoundError",
     "ReflogEntry",
     "Report",
@@ -86,11 +89,13 @@ __all__ = [
     "Status",
     "StorageError",
     "Tag",
+    "UncommittedWarning",
     "VzarrError",
     "VzarrStore",
     "delete",
     "exists",
     "open",
+    "recover",
     "register",
 ]
 

@@ -57,6 +57,8 @@ def check(objects: Objects, level: Level = "quick", *, progress: Progress | None
     second. About 130 bytes of memory for each distinct chunk, and 500 for each node.
     """
     checking = _Check(objects.environment.path, level, progress)
+    if not objects.environment.read_only:
+        objects.environment.complete()
     checking.storage(objects.environment.read)
     return checking.run(objects.environment)
 
@@ -86,6 +88,17 @@ def check_file(path: str, level: Level = "quick", *, progress: Progress | None =
         return checking.run(environment)
     finally:
         environment.close()
+
+
+def check_copy(
+    path: str, source: Source, alive: Alive, level: Level, *, progress: Progress | None = None
+) -> Report:
+    """Check a file that nobody else knows yet, with ``source`` to read it by.
+
+    ``alive`` tells which sessions live in the file that it is a copy of. The rest is as ``check``.
+    """
+    checking = _Check(path, level, progress)
+    return checking.run_on(source, alive) if checking.storage(None) else checking.report()
 
 
 @final
@@ -190,6 +203,12 @@ class _Check:
                 self._check(reader, lambda *_: None)
             finally:
                 reader.close()
+        self._meter.end()
+        return self.report()
+
+    def run_on(self, source: Source, alive: Alive) -> Report:
+        """Check what is reachable, in a file whose structure is sound."""
+        self._check(source, alive)
         self._meter.end()
         return self.report()
 

@@ -14,7 +14,7 @@ from typing import Never
 import click
 
 import vzarr
-from vzarr import verbs, verbs_merge, verbs_refs, verbs_upkeep
+from vzarr import verbs, verbs_merge, verbs_refs, verbs_rescue, verbs_space, verbs_upkeep
 from vzarr.command import Commands
 from vzarr.output import Output
 
@@ -67,6 +67,11 @@ for _verb in (
     verbs_upkeep.sessions,
     verbs_upkeep.gc,
     verbs_upkeep.expire,
+    verbs_upkeep.compact,
+    verbs_upkeep.backup,
+    verbs_space.du,
+    verbs_space.redact,
+    verbs_rescue.recover,
     verbs.demo,
 ):
     commands.add_command(_verb)

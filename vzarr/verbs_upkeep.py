@@ -1,10 +1,11 @@
-"""Verbs that look after a file: sessions, gc and expire."""
+"""Verbs that look after a file: sessions, gc, expire, compact and backup."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from typing import Literal
 
 import click
 
@@ -90,7 +91,8 @@ def _age(_: click.Context, parameter: click.Parameter, text: str | None) -> obje
 @verb(
     "vzarr expire ocean.vzarr --older-than 30",
     "vzarr expire ocean.vzarr --older-than 2026-03-01 --keep-last 10 --branch main",
-    keys="entries kept branches[] dry_run",
+    keys="entries kept branches[] lost[branch id time message] lost_commits dry_run; lost lists "
+    "1,000 at most",
 )
 @file_argument
 @click.option(
@@ -117,7 +119,8 @@ def expire(
     """Remove old entries of the reflog, so that the next gc frees what only they keep.
 
     What was reset, amended or deleted can be undone only while the reflog has it. Commits that a
-    branch or a tag reaches stay. Needs --older-than or --keep-last.
+    branch or a tag reaches stay. Lists the commits that only the removed entries kept: look at them
+    with --dry-run first. Needs --older-than or --keep-last.
     """
     if older_than is None and keep_last is None:
         raise click.UsageError("--older-than or --keep-last must be given.")
@@ -126,5 +129,71 @@ def expire(
         report = repo.expire(
             older_than=older_than, keep_last=keep_last, branch=branch, dry_run=dry_run
         )
+    out.document(asdict(report))
+    out.line(str(report))
+
+
+_verify_option = click.option(
+    "--verify",
+    type=click.Choice(["full", "quick", "none"]),
+    default="full",
+    help="What to look at in the copy: every digest, all but the bytes of chunks, or nothing.  "
+    "[default: full]",
+)
+
+
+_VERIFY: dict[str, Literal["full", "quick"] | None] = {
+    "full": "full",
+    "quick": "quick",
+    "none": None,
+}
+
+
+@verb(
+    "vzarr compact ocean.vzarr",
+    keys="before after garbage verified seconds; sizes in bytes, garbage in objects",
+)
+@file_argument
+@click.option("--no-gc", is_flag=True, help="Keep what nothing refers to any more.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long to wait for others.  [default: 30]",
+)
+@_verify_option
+def compact(file: str, no_gc: bool, timeout: float | None, verify: str) -> None:
+    """Collect garbage, and give the space of the file back that it does not need.
+
+    A copy without free pages is verified, and then takes the place of the file in one step. No
+    other process may have the file open: the one that has is named. The disk needs room for the
+    copy.
+    """
+    out = output()
+    with open_file(file, "r+") as repo, out.progress() as progress:
+        report = repo.compact(
+            gc=not no_gc, verify=_VERIFY[verify], timeout=timeout, progress=progress
+        )
+    out.document(asdict(report))
+    out.line(str(report))
+
+
+@verb(
+    "vzarr backup ocean.vzarr /backup/ocean.vzarr",
+    "vzarr backup ocean.vzarr /backup/ocean.vzarr --overwrite",
+    keys="path file_bytes source_bytes commits heads{branch: commit} verified seconds",
+)
+@file_argument
+@click.argument("target", type=click.Path())
+@click.option("--overwrite", is_flag=True, help="Replace a repository at TARGET.")
+@_verify_option
+def backup(file: str, target: str, overwrite: bool, verify: str) -> None:
+    """Copy the repository as it is at one moment, while others use it.
+
+    TARGET appears when the copy is whole, verified and on disk, or not at all.
+    """
+    out = output()
+    with open_file(file) as repo, out.progress() as progress:
+        report = repo.backup(target, overwrite=overwrite, verify=_VERIFY[verify], progress=progress)
     out.document(asdict(report))
     out.line(str(report))

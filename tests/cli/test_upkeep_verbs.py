@@ -1,4 +1,4 @@
-"""``vzarr gc`` and ``vzarr expire``."""
+"""``vzarr gc``, ``vzarr expire``, ``vzarr compact`` and ``vzarr backup``."""
 
 from __future__ import annotations
 
@@ -63,3 +63,42 @@ def test_expire_tells_usage_from_problems(repo, arguments, code):
     run = vzarr("expire", repo.path, *arguments)
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_compact_makes_the_file_smaller(repo):
+    make_garbage(repo)
+    size = os.path.getsize(repo.path)
+    repo.close()
+    facts = json.loads(vzarr("compact", repo.path, "--no-gc", "--json").stdout)
+    assert set(facts) == {"before", "after", "garbage", "verified", "seconds"}
+    assert (facts["before"], facts["garbage"], facts["verified"]) == (size, 0, "full")
+    run = vzarr("compact", repo.path, "--verify", "none")
+    assert run.returncode == 0, run.stderr
+    assert f"{os.path.getsize(repo.path):,} after" in run.stdout
+    assert os.path.getsize(repo.path) < size
+
+
+def test_compact_names_who_has_the_file_open(repo):
+    run = vzarr("compact", repo.path, "--timeout", "0.05")
+    assert run.returncode == 1
+    assert f"process {os.getpid()}" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_backup_makes_a_copy_and_overwrites_none(repo, tmp_path):
+    target = tmp_path / "copy.vzarr"
+    facts = json.loads(vzarr("backup", repo.path, str(target), "--json").stdout)
+    assert set(facts) == {
+        *("path", "file_bytes", "source_bytes", "commits"),
+        *("heads", "verified", "seconds"),
+    }
+    assert facts["heads"] == dict(repo.branches)
+    assert facts["file_bytes"] == target.stat().st_size
+    again = vzarr("backup", repo.path, str(target))
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    run = vzarr("backup", repo.path, str(target), "--overwrite", "--verify", "quick")
+    assert run.returncode == 0, run.stderr
+    assert "quick check" in run.stdout
+    assert vzarr("check", str(target)).returncode == 0
+    assert vzarr("backup", repo.path).returncode == 2

@@ -818,7 +818,7 @@ def test_a_dangling_reflog(ocean):
         ("branches", b"a b", None, "branch", "'a b' is no branch name"),
         ("branches", b"caf\xe9", None, "branch", "can't decode"),
         ("tags", b"t", b"\xc1", "tag", "the tag record is damaged"),
-        ("reflog", b"no number", b"\xc1", "reflog", "its key has no name and number"),
+        ("reflog", b"no number", b"\xc1", "reflog", "is no name and number"),
         ("reflog", reflog_key("main", 7), b"\xc1", "reflog", "the reflog record is damaged"),
         ("sessions", session_key(b"\1" * 16, 0), b"\xc1", "session", "session record is damaged"),
     ],
