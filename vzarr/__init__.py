@@ -39,7 +39,6 @@ from vzarr.history import Commit
 from vzarr.leases import SessionInfo
 from vzarr.merge import Conflict
 from vzarr.opening import delete, exists, open  # noqa: A004 - vzarr.open, as zarr.open
-from vzarr.recovery import RecoverReport, recover
 from vzarr.refs import ReflogEntry, Tag
 from vzarr.reports import Info, Log
 from vzarr.repository import ReadOnlyCheckoutWarning, Repository
@@ -47,24 +46,35 @@ from vzarr.session import Session
 from vzarr.status import Status
 
 if TYPE_CHECKING:
+    from vzarr.backup import BackupReport
+    from vzarr.compaction import CompactReport
+    from vzarr.expiry import ExpireReport
+    from vzarr.garbage import GcReport
+    from vzarr.recovery import RecoverReport, recover
+    from vzarr.redaction import RedactReport
     from vzarr.registration import register
     from vzarr.store import VzarrStore
+    from vzarr.usage import Usage
 
 __all__ = [
     "AlreadyExistsError",
+    "BackupReport",
     "Blame",
     "BusyError",
     "ChunkChange",
     "Commit",
     "CommitNotFoundError",
+    "CompactReport",
     "Conflict",
     "ConflictError",
     "CorruptError",
     "Diff",
+    "ExpireReport",
     "Fork",
     "FormatError",
     "FormatVersionError",
     "FullError",
+    "GcReport",
     "Holder",
     "Info",
     "InvalidInputError",
@@ -78,6 +88,7 @@ __all__ = [
     "ReadOnlyCheckoutWarning",
     "ReadOnlyError",
     "RecoverReport",
+    "RedactReport",
     "RefNotFoundError",
     "ReflogEntry",
     "Report",
@@ -90,6 +101,7 @@ __all__ = [
     "StorageError",
     "Tag",
     "UncommittedWarning",
+    "Usage",
     "VzarrError",
     "VzarrStore",
     "delete",
@@ -99,9 +111,20 @@ __all__ = [
     "register",
 ]
 
-# These need zarr, which takes half a second to import, and ``vzarr log`` does not. The version is
-# looked up when somebody asks for it, for the same reason.
-_LAZY = {"VzarrStore": "vzarr.store", "register": "vzarr.registration"}
+# These need zarr, which takes half a second to import, or numpy, and ``vzarr log`` does not. The
+# version is looked up when somebody asks for it, for the same reason.
+_LAZY = {
+    "BackupReport": "vzarr.backup",
+    "CompactReport": "vzarr.compaction",
+    "ExpireReport": "vzarr.expiry",
+    "GcReport": "vzarr.garbage",
+    "RecoverReport": "vzarr.recovery",
+    "RedactReport": "vzarr.redaction",
+    "Usage": "vzarr.usage",
+    "VzarrStore": "vzarr.store",
+    "recover": "vzarr.recovery",
+    "register": "vzarr.registration",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vzarr.command import PROBLEM, file_argument, output, require_file, verb
 from vzarr.output import Output
-from vzarr.recovery import RecoverReport
+
+if TYPE_CHECKING:
+    from vzarr.recovery import RecoverReport
 
 RECOVER_KEYS = (
     "path saved ok branches{name: commit} tags{name: commit} moved{name: commit} made{name: why} "
