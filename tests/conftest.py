@@ -9,9 +9,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from lmdb.verify import verify
 
 import vzarr
-from tests.support import assert_sound
+from tests.support import assert_sound, in_use
 
 # Machines are shared and slow at times. Continuous integration judges a change by examples that are
 # the same each time; everywhere else new ones are looked for.
@@ -36,3 +37,18 @@ def repo(path: Path) -> Iterator[vzarr.Repository]:
     """An empty repository."""
     with vzarr.open(path, author="Test <test@example.org>") as repository:
         yield repository
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[str]:
+    """Where the file of an environment goes. What a test opened is closed when it has ended."""
+    target = str(tmp_path / "test.vzarr")
+    before = in_use()
+    yield target
+    left = in_use() - before
+    for environment in left:
+        while environment._access.users:
+            environment.close()
+    assert not left
+    if os.path.exists(target):
+        assert verify(target) == []

@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import lmdb.verify
 import pytest
 
 from tests.processes import PATIENCE, Child, threads, until
@@ -33,20 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 def nothing(txn: Txn) -> None:
     """Initialise a file with no entries."""
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Iterator[str]:
-    """Where a test's file goes. At the end nothing is open, and the file is sound."""
-    path = str(tmp_path / "test.vzarr")
-    yield path
-    left = [environment for _, environment in module._registry._known.values()]
-    for environment in left:
-        while environment._access.users:
-            environment.close()
-    assert left == []
-    if os.path.exists(path):
-        assert lmdb.verify.verify(path) == []
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vzarr import access, creation, datafile, draft, lmdberrors, mapping, system
-from vzarr import environment as module
 from vzarr.activity import Activity
 from vzarr.environment import DATABASES, Environment, Txn
 from vzarr.errors import (
@@ -47,26 +46,6 @@ on_linux = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="takes /p
 
 def nothing(txn: Txn) -> None:
     """Initialise a file with no entries."""
-
-
-def in_use() -> list[Environment]:
-    """List what this process has open."""
-    return [environment for _, environment in module._registry._known.values()]
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Iterator[str]:
-    """Where a test's file goes. At the end nothing is open, and the file is sound."""
-    path = str(tmp_path / "test.vzarr")
-    before = set(in_use())
-    yield path
-    left = [found for found in in_use() if found not in before]
-    for environment in left:
-        while environment._access.users:
-            environment.close()
-    assert left == []
-    if os.path.exists(path):
-        assert lmdb.verify.verify(path) == []
 
 
 @pytest.fixture
