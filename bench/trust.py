@@ -166,7 +166,7 @@ def collection(directory: Path, chunks: int, commits: int) -> None:
 
     timed("nothing to delete")
     repo.branches.reset("main", first)
-    repo.expire(keep_last=1)
+    repo.expire(keep_last=0)
     timed("all to delete")
     repo.close()
 

@@ -239,6 +239,7 @@ class _Collector:
         if newest == self._seen:
             return
         with self._environment.read() as txn:
+            self._marks.look_ahead(txn)
             self._liveness.look(txn)
         self._walk()
         with self._environment.read() as txn:

@@ -6,7 +6,7 @@ import struct
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from operator import lt
-from typing import final
+from typing import Any, final
 
 import msgpack
 
@@ -17,6 +17,7 @@ MAX_ENTRIES = 1024
 MAX_LEVEL = 31
 """No level is higher; 2^64 of the worst keys would reach level 18."""
 _FIELDS = 6
+_MALFORMED = (ValueError, TypeError, RecursionError, struct.error, msgpack.UnpackException)
 REFERENCE = struct.Struct("<32sQQ")
 """A value above level 0: the digest, count and nbytes of a node."""
 
@@ -60,11 +61,8 @@ def decode_node(data: bytes) -> Node:
     Sizes, order and spelling are checked; what takes other nodes to tell, ``Tree.check`` does.
     """
     try:
-        # None of the fields is a list, so that nothing is made only because a header claims it.
-        fields = msgpack.unpackb(data, max_array_len=_FIELDS, max_map_len=0, max_ext_len=0)
+        fields = _unpack(data)
         level, n, key_ends, key_bytes, value_ends, value_bytes = fields
-        if not (type(level) is type(n) is int and 0 <= level <= MAX_LEVEL and 0 < n <= MAX_ENTRIES):
-            raise ValueError("its level or its size is impossible")
         # msgpack reads several spellings of the same fields, but writes one.
         if msgpack.packb(fields) != data:
             raise ValueError("it is not spelled canonically")
@@ -74,9 +72,37 @@ def decode_node(data: bytes) -> Node:
             raise ValueError("its keys are out of order")
         if level and value_ends != REFERENCE.size:
             raise ValueError("its references have the wrong size")
-    except (ValueError, TypeError, RecursionError, struct.error, msgpack.UnpackException) as error:
-        raise CorruptError(f"a tree node is damaged: {error or type(error).__name__}") from error
+    except _MALFORMED as error:
+        raise _damaged(error) from error
     return Node(level, keys, values)
+
+
+def decode_values(data: bytes) -> tuple[int, int, bytes]:
+    """Read the level of a node and its values alone, which must be of one width: that, and all.
+
+    For nodes whose digest was compared: what is wrong with their keys or spelling is not seen, and
+    it takes a third of the time. Raises ``CorruptError``.
+    """
+    try:
+        level, n, _, _, width, values = _unpack(data)
+        if type(width) is not int or type(values) is not bytes or len(values) != n * width:
+            raise ValueError("its values are not of one width")
+    except _MALFORMED as error:
+        raise _damaged(error) from error
+    return level, width, values
+
+
+def _unpack(data: bytes) -> list[Any]:
+    # None of the fields is a list, so that nothing is made only because a header claims it.
+    fields: list[Any] = msgpack.unpackb(data, max_array_len=_FIELDS, max_map_len=0, max_ext_len=0)
+    level, n, *_ = fields
+    if not (type(level) is type(n) is int and 0 <= level <= MAX_LEVEL and 0 < n <= MAX_ENTRIES):
+        raise ValueError("its level or its size is impossible")
+    return fields
+
+
+def _damaged(error: Exception) -> CorruptError:
+    return CorruptError(f"a tree node is damaged: {error or type(error).__name__}")
 
 
 def _pack_column(items: list[bytes]) -> tuple[int | bytes, bytes]:

@@ -103,6 +103,15 @@ class Txn:
         except lmdb.Error as error:
             raise self._failed(error) from error
 
+    def look_ahead(self, database: str) -> None:
+        """Have all pages of a database looked at, for one who will read it all in any order.
+
+        It takes a quarter of the time of one look for each page. O(n), some 2 µs an entry.
+        """
+        table = self._tables[database]
+        if not table.whole:
+            self._look_at_all(table)
+
     def contains(self, database: str, key: bytes) -> bool:
         """Tell whether there is such a key, without touching its value. O(log n)."""
         table = self._tables[database]

@@ -26,7 +26,7 @@ from vzarr import btree, node
 from vzarr.btree import Tree
 from vzarr.errors import CorruptError
 from vzarr.format import Digest, TreeRef, blob_measure, key_hash, node_digest
-from vzarr.node import Node, decode_node, encode_node
+from vzarr.node import Node, decode_node, decode_values, encode_node
 
 Model = dict[bytes, bytes]
 
@@ -1051,3 +1051,21 @@ def test_golden_bytes() -> None:
         b"\x02\xc4\x04aabb"  # keys: their width; the bytes
         b"\xc4\x08\x00\x00\x00\x00\x03\x00\x00\x00\xc4\x03xyz"  # values: their ends; the bytes
     )
+
+
+def test_values_alone() -> None:
+    """They are read without the keys, if they are of one width; else that is told."""
+    assert decode_values(encode_node(0, [b"a", b"bc"], [b"123", b"456"])) == (0, 3, b"123456")
+    reference = bytes(48)
+    assert decode_values(encode_node(2, [b"a"], [reference])) == (2, 48, reference)
+    for data in (
+        encode_node(0, [b"a", b"b"], [b"1", b"23"]),
+        msgpack.packb([0, 2, 1, b"ab", 3, b"12345"]),
+        msgpack.packb([0, 2, 1, b"ab", 3]),
+        msgpack.packb([99, 1, 1, b"a", 1, b"1"]),
+        msgpack.packb([0, 1, 1, b"a", -1, b""]),
+        b"",
+        b"\xc1",
+    ):
+        with pytest.raises(CorruptError, match="tree node is damaged"):
+            decode_values(data)
