@@ -194,7 +194,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-MAX_MEMBERS = 500_000
+MAX_MEMBERS = 250_000
 """As many members of what was added or removed whole are listed. Groups that share their members
 can make billions of a few kilobytes."""
 
