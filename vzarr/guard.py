@@ -18,14 +18,16 @@ of the txn that is about to walk. That txn keeps all pages of both from being us
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any, TypeVar, final
 
 from vzarr.errors import CorruptError, StorageError
+from vzarr.format import SEALED
 from vzarr.lmdbfile import read_metas
 from vzarr.pages import (
     FIRST_PAGE,
@@ -37,11 +39,13 @@ from vzarr.pages import (
     Meta,
     Tree,
     Value,
+    lists_page,
     read_branch,
     read_free_branch,
     read_free_leaf,
     read_free_list,
     read_leaf,
+    read_meta,
     read_records,
     read_value_pages,
     require_metas,
@@ -110,7 +114,7 @@ class Table:
 class _State:
     """One state of the file: its meta page, and the trees that it leads to."""
 
-    __slots__ = ("main", "meta", "metas", "others", "trees")
+    __slots__ = ("free", "main", "meta", "metas", "others", "trees")
 
     def __init__(self, metas: tuple[bytes, bytes], meta: Meta) -> None:
         self.metas = metas
@@ -120,6 +124,8 @@ class _State:
         self.trees: dict[str, Tree] = {}
         # How many pages databases have that are not ours.
         self.others = 0
+        # The records of free pages, once somebody wants to know whether a page is in them.
+        self.free: list[bytes] | None = None
 
 
 @final
@@ -156,7 +162,7 @@ class Guard:
 
     def require_roots(self) -> None:
         """Look at the meta pages and at the list of databases. Some 0.1 ms."""
-        self._check(self._look_at_last_free_record)
+        self._check(self._look_at_numbers)
         self.require_length()
 
     def require_length(self) -> None:
@@ -322,6 +328,7 @@ class Guard:
         low: bytes = b""
         high: bytes | None = None
         number = tree.root
+        way = [number]
         if number != NO_PAGE:
             for _ in range(tree.depth - 1):
                 keys, children = self._read_branch(meta, number)
@@ -330,6 +337,7 @@ class Guard:
                 find = bisect_left if before else bisect_right
                 position = len(keys) if key is None else find(keys, key, 1)
                 number = children[position - 1]
+                way.append(number)
                 if position > 1:
                     low = keys[position - 1]
                 if position < len(keys):
@@ -337,6 +345,7 @@ class Guard:
             leaf = self._read_leaf(meta, number, low, high)
             if tree.depth == 1 and len(leaf.keys) != tree.entries:
                 raise Damage(f"page {number} has not as many entries as its database should")
+            self._require_newest(state, table, way)
         table.add(low, high)
         return low, high
 
@@ -345,7 +354,9 @@ class Guard:
     def _walk_one(self, state: _State, table: Table) -> None:
         tree = state.trees[table.name]
         if _is_small([tree]):
-            self._walk(state.meta, table.name, tree, bytearray(state.meta.last_page + 1))
+            used = bytearray(state.meta.last_page + 1)
+            self._walk(state.meta, table.name, tree, used)
+            self._require_newest(state, table, [n for n, taken in enumerate(used) if taken])
             table.add_all()
         else:
             # In a file this big it pays to find also what two databases claim.
@@ -461,21 +472,51 @@ class Guard:
             raise Damage("the list of free pages has another shape than it should")
         return level
 
-    def _look_at_last_free_record(self, state: _State) -> None:
-        """Make sure that the state belongs to the commit of its meta page.
+    def _look_at_numbers(self, state: _State) -> None:
+        """Make sure that each state belongs to the commit of its meta page.
 
         Each commit but the first frees pages, and notes them under its number. So a number that
-        has changed, and would make LMDB take the older state for the newer one, is found out.
+        has changed, and would make LMDB take one state for the other, is found out.
         """
         meta = state.meta
-        newest, number = 0, meta.free.root
-        if number != NO_PAGE:
-            for _ in range(meta.free.depth - 1):
-                page = self._read_page(meta, number)
-                number = read_free_branch(page, number, meta.last_page)[-1][1]
-            newest = read_free_leaf(self._read_page(meta, number), number, meta.last_page)[-1][0]
-        if newest != meta.txn_id > 1:
-            raise Damage(f"its newest meta page is of commit {meta.txn_id}, its pages of {newest}")
+        noted = self._last_free_record(meta)
+        if noted != meta.txn_id > 1:
+            raise Damage(f"its newest meta page is of commit {meta.txn_id}, its pages of {noted}")
+        older = min(map(read_meta, state.metas), key=lambda found: found.txn_id)
+        # After a power cut, the pages of the older state may be others'; none are of this commit.
+        with contextlib.suppress(Damage):
+            noted = self._last_free_record(older)
+        if noted == meta.txn_id + 1:
+            raise Damage(f"its older meta page is of commit {older.txn_id}, its pages of {noted}")
+
+    def _last_free_record(self, meta: Meta) -> int:
+        """Give the number of the newest commit that freed pages; 0 if none did."""
+        number = meta.free.root
+        if number == NO_PAGE:
+            return 0
+        for _ in range(meta.free.depth - 1):
+            page = self._read_page(meta, number)
+            number = read_free_branch(page, number, meta.last_page)[-1][1]
+        return read_free_leaf(self._read_page(meta, number), number, meta.last_page)[-1][0]
+
+    def _require_newest(self, state: _State, table: Table, numbers: list[int]) -> None:
+        """Raise ``Damage`` if pages of a tree are free: they are those of an older state then.
+
+        Who has a digest is what it says wherever it lies. A name's older record is whole, too.
+        """
+        if table.name not in SEALED:
+            return
+        if state.free is None:
+            state.free = list(self._free_records(state.meta))
+        for number in numbers:
+            if any(lists_page(data, number) for data in state.free):
+                raise Damage(f"page {number} is in use and free")
+
+    def _free_records(self, meta: Meta) -> Iterator[bytes]:
+        for _, number in self._free_leaves(meta, bytearray(meta.last_page + 1)):
+            page = self._read_page(meta, number)
+            for _, data in read_free_leaf(page, number, meta.last_page):
+                yield self._read_value(meta, data) if isinstance(data, Value) else data
 
     def _read_value(self, meta: Meta, value: Value) -> bytes:
         offset = value.first * meta.page_size + PAGE_HEADER.size

@@ -12,8 +12,9 @@ take 1 µs a node.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from itertools import islice
-from operator import gt, lt
+from operator import gt, lt, neg
 from typing import NamedTuple
 
 BRANCH, LEAF, OVERFLOW, META_PAGE = 0x01, 0x02, 0x04, 0x08
@@ -328,6 +329,15 @@ def read_free_leaf(page: bytes, number: int, last_page: int) -> list[tuple[int, 
         data = next(values) if flags else page[begin : begin + (low | high << 16)]
         found.append((key, data))
     return found
+
+
+def lists_page(data: bytes, number: int) -> bool:
+    """Tell whether a record of free pages has a page, if it is in order. O(log n)."""
+    if not data or len(data) % PAGE_NUMBER.size:
+        return False
+    numbers = memoryview(data).cast("Q")[1:]
+    place = bisect_left(numbers, -number, key=neg)
+    return place < len(numbers) and numbers[place] == number
 
 
 def read_free_list(data: bytes, last_page: int) -> memoryview:

@@ -387,6 +387,24 @@ def test_an_old_state_does_not_come_back(file, opened):
         opened()
 
 
+def test_the_newest_state_does_not_become_the_older_one(file, opened):
+    """One bit of its number does that, and the last commit would be gone without a word."""
+    meta = state_of(file).meta
+    edit(file, meta.txn_id % 2 * PAGE + 16 + 128, struct.pack("=Q", meta.txn_id - 2))
+    with pytest.raises(CorruptError, match="older meta page is of commit"):
+        opened()
+
+
+def test_the_pages_of_the_older_state_may_be_used_again(file, opened):
+    """So it is after a power cut, if the newest meta page was not flushed."""
+    older = (state_of(file).meta.txn_id + 1) % 2
+    root = struct.unpack_from("=Q", file.read_bytes(), older * PAGE + 16 + 24 + 40)[0]
+    for garbage in (bytes(PAGE), os.urandom(PAGE)):
+        edit(file, root * PAGE, garbage)
+        with opened(writable=False).read() as txn:
+            assert txn.get("chunks", key(7)) == bytes([7]) * 500
+
+
 def test_a_file_that_is_cut_off_while_it_is_open(file, opened):
     """To read what is gone would kill the process."""
     environment = opened()
@@ -441,3 +459,38 @@ def test_a_record_does_not_leave_a_scan_by_a_damaged_key(tmp_path, reverse, keys
                 list(txn.scan("reflog", prefix=b"dev\0", reverse=reverse, keys_only=keys_only))
     finally:
         environment.close()
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_the_older_pages_of_names_do_not_come_back(file, opened, size):
+    """A root that is changed to that of an older state leads to records that are whole."""
+    environment = opened()
+    roots = []
+    for number in range(3):
+        with environment.write() as txn:
+            for name in range(60):
+                txn.put("branches", b"%03d" % name, bytes([number]) * 40)
+            # Freed pages by the hundred are a record with pages of its own.
+            txn.put("nodes", b"large", bytes([number]) * size * 400)
+        roots.append(state_of(file).trees["branches"].root)
+    environment.close()
+    data = file.read_bytes()
+    assert len(set(roots)) == 3
+    state = state_of(file)
+    for number in state.main:
+        start = number * PAGE
+        page = data[start : start + PAGE]
+        at = page.find(struct.pack("=Q", roots[2]))
+        while at >= 0:
+            edit(file, start + at, struct.pack("=Q", roots[1]))
+            at = page.find(struct.pack("=Q", roots[2]), at + 1)
+    assert state_of(file).trees["branches"].root == roots[1]
+    for look in (
+        lambda txn: txn.get("branches", b"001"),
+        lambda txn: list(txn.scan("branches")),
+        lambda txn: txn.count("branches"),
+    ):
+        again = opened(writable=False)
+        with pytest.raises(CorruptError, match="in use and free"), again.read() as txn:
+            look(txn)
+        again.close()
