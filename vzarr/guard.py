@@ -444,9 +444,10 @@ class Guard:
                     overflow += pages
                     _use(used, data.first, pages)
                     data = self._read_value(meta, data)
-                for free in read_free_list(data, meta.last_page):
-                    if used[free]:
-                        raise Damage(f"page {free} is in use and free, or free twice")
+                listed = read_free_list(data, meta.last_page)
+                if any(map(used.__getitem__, listed)):
+                    raise Damage("a page is in use and free, or free twice")
+                for free in listed:
                     used[free] = 1
         if (leaves, overflow, entries) != (tree.leaf_pages, tree.overflow_pages, tree.entries):
             raise Damage("the list of free pages is not as long as it should be")
