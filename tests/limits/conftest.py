@@ -70,12 +70,18 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
-def limited(work: Callable[[], Any], **limits: int) -> Any:
-    """Run a function in a child process under soft limits: ``AS=…`` bytes, ``NOFILE=…`` files …"""
+def limited(work: Callable[[], Any], *, more_space: int | None = None, **limits: int) -> Any:
+    """Run a function in a child process under soft limits: ``NOFILE=…`` files, ``FSIZE=…`` bytes.
+
+    ``more_space`` is how many bytes of address space it may use besides what it begins with.
+    """
 
     def child(_: Connection) -> Any:
         for name, value in limits.items():
             limit(name, value)
+        if more_space is not None:
+            # Counted in the child, which gives up the maps of its parent.
+            limit("AS", address_space() + more_space)
         try:
             return work()
         except vzarr.VzarrError as error:

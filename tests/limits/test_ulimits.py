@@ -40,7 +40,7 @@ def test_little_address_space(path: Path) -> None:
             with repo.transaction() as store:
                 store.session.set("more", b"1")
 
-    limited(work, AS=address_space() + 600 * MIB)
+    limited(work, more_space=600 * MIB)
     with vzarr.open(path) as repo:
         assert read_all(repo) == files | {"more": b"1"}
 
@@ -56,7 +56,7 @@ def test_too_little_address_space(path: Path) -> None:
         with vzarr.open(path) as repo, repo.transaction() as store:
             store.session.set("more", b"1")
 
-    limited(work, AS=address_space() + 64 * MIB)
+    limited(work, more_space=64 * MIB)
 
 
 def test_memory_runs_out_within_a_transaction(path: Path) -> None:
@@ -165,7 +165,7 @@ def test_many_repositories_in_little_address_space(tmp_path: Path) -> None:
             assert read_all(repo) == {"a": b"1"}
         return len(opened)
 
-    count = limited(work, AS=address_space() + (16 << 30))
+    count = limited(work, more_space=(16 << 30))
     assert count > 5
     for number in range(count):
         assert_sound(tmp_path / f"{number}.vzarr")
