@@ -486,6 +486,7 @@ class Guard:
         older = min(map(read_meta, state.metas), key=lambda found: found.txn_id)
         # After a power cut, the pages of the older state may be others'; none are of this commit.
         with contextlib.suppress(Damage):
+            require_tree(older.free._replace(padding=0, flags=0), older.last_page)
             noted = self._last_free_record(older)
         if noted == meta.txn_id + 1:
             raise Damage(f"its older meta page is of commit {older.txn_id}, its pages of {noted}")

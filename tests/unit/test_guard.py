@@ -403,6 +403,9 @@ def test_the_pages_of_the_older_state_may_be_used_again(file, opened):
         edit(file, root * PAGE, garbage)
         with opened(writable=False).read() as txn:
             assert txn.get("chunks", key(7)) == bytes([7]) * 500
+    edit(file, older * PAGE + 16 + 24 + 40, struct.pack("=Q", 2**62))
+    with opened(writable=False).read() as txn:
+        assert txn.get("chunks", key(7)) == bytes([7]) * 500
 
 
 def test_a_file_that_is_cut_off_while_it_is_open(file, opened):
