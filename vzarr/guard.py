@@ -18,7 +18,6 @@ of the txn that is about to walk. That txn keeps all pages of both from being us
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from bisect import bisect_left, bisect_right
@@ -45,7 +44,6 @@ from vzarr.pages import (
     read_free_leaf,
     read_free_list,
     read_leaf,
-    read_meta,
     read_records,
     read_value_pages,
     require_metas,
@@ -162,7 +160,7 @@ class Guard:
 
     def require_roots(self) -> None:
         """Look at the meta pages and at the list of databases. Some 0.1 ms."""
-        self._check(self._look_at_numbers)
+        self._check(self._look_at_number)
         self.require_length()
 
     def require_length(self) -> None:
@@ -473,23 +471,17 @@ class Guard:
             raise Damage("the list of free pages has another shape than it should")
         return level
 
-    def _look_at_numbers(self, state: _State) -> None:
-        """Make sure that each state belongs to the commit of its meta page.
+    def _look_at_number(self, state: _State) -> None:
+        """Make sure that the state belongs to the commit of its meta page.
 
         Each commit but the first frees pages, and notes them under its number. So a number that
-        has changed, and would make LMDB take one state for the other, is found out.
+        has changed, and would make LMDB take the older state for the newer one, is found out. The
+        older page may have the state of a newer commit: so LMDB undoes one that failed.
         """
         meta = state.meta
         noted = self._last_free_record(meta)
         if noted != meta.txn_id > 1:
             raise Damage(f"its newest meta page is of commit {meta.txn_id}, its pages of {noted}")
-        older = min(map(read_meta, state.metas), key=lambda found: found.txn_id)
-        # After a power cut, the pages of the older state may be others'; none are of this commit.
-        with contextlib.suppress(Damage):
-            require_tree(older.free._replace(padding=0, flags=0), older.last_page)
-            noted = self._last_free_record(older)
-        if noted == meta.txn_id + 1:
-            raise Damage(f"its older meta page is of commit {older.txn_id}, its pages of {noted}")
 
     def _last_free_record(self, meta: Meta) -> int:
         """Give the number of the newest commit that freed pages; 0 if none did."""
