@@ -9,6 +9,7 @@ temporary directory on disk, and are in the system's cache.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import statistics
@@ -144,19 +145,25 @@ def opening(directory: Path, sizes: list[int], rounds: int) -> None:
         )
 
 
+def change(repo: vzarr.Repository, chunks: int, commits: int) -> None:
+    """Write as many chunks as the array has, at random, in so many commits."""
+    session = repo.session("main")
+    random = np.random.default_rng(1)
+    for number in range(commits):
+        for chunk in random.integers(chunks, size=max(1, chunks // commits)):
+            session.set(f"a/c/{chunk}", random.bytes(64))
+        session.commit(f"change {number}")
+    session.close()
+
+
 def collection(directory: Path, chunks: int, commits: int) -> None:
     """Collect garbage: once where nothing is to go, once where all commits but the first are."""
     path = directory / "garbage.vzarr"
     repo = chunked_repository(path, chunks)
     first = repo.branches["main"]
-    session = repo.session("main")
-    random = np.random.default_rng(1)
-    each = max(1, chunks // commits)
-    for number in range(commits):
-        for chunk in random.integers(chunks, size=each):
-            session.set(f"a/c/{chunk}", random.bytes(64))
-        session.commit(f"change {number}")
-    session.close()
+    change(repo, chunks, commits)
+    # A session keeps its commit for as long as somebody could read through it.
+    gc.collect()
 
     def timed(what: str) -> None:
         begin = time.perf_counter()
