@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import final
 
-from vzarr.check import Progress
 from vzarr.datafile import os_error, our_errors, real_path
 from vzarr.draft import Draft, exists
 from vzarr.duplicate import Verify, check_verify, require_room, write_copy
@@ -20,6 +19,7 @@ from vzarr.errors import (
     NotFoundError,
 )
 from vzarr.lmdbfile import probe
+from vzarr.progress import Progress
 
 
 @final

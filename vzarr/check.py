@@ -9,7 +9,6 @@ deletes while we look for it is no damage.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -27,16 +26,12 @@ from vzarr.leases import is_alive
 from vzarr.lmdbfile import Reader, probe
 from vzarr.objects import Objects
 from vzarr.origins import Alive, entries, read_origins
+from vzarr.progress import Meter, Progress
 from vzarr.walk import Walk
-
-Progress = Callable[[int, int, str], object]
-"""Is told how many of how many objects are done, and of what."""
 
 _ROUNDS = 5
 _VERIFICATIONS = 3
 _MAX_STORAGE_PROBLEMS = 20
-# Seconds between calls of progress.
-_PROGRESS_INTERVAL = 0.05
 
 
 def check(objects: Objects, level: Level = "quick", *, progress: Progress | None = None) -> Report:
@@ -111,7 +106,7 @@ class _Check:
         self._path = path
         self._level = level
         self._whole = level == "full"
-        self._meter = _Meter(progress)
+        self._meter = Meter(progress)
         self._problems: list[Problem] = []
         self._omitted = 0
         self._commits = self._nodes = self._chunks = self._nbytes = 0
@@ -296,45 +291,3 @@ class _Check:
 
 _HIDES_NOTHING = {"chunk", "document", "file", "metadata", "sums", "tree", "layout", "place"}
 """Problems that keep nothing from being reached."""
-
-
-@final
-class _Meter:
-    """Tells how far the check is, not too often."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._started = time.monotonic()
-        self._next = 0.0
-        self._what = ""
-        self._done = self._total = 0
-
-    @property
-    def seconds(self) -> float:
-        """How long the check has taken so far."""
-        return time.monotonic() - self._started
-
-    def stage(self, what: str, total: int) -> None:
-        """Begin another part."""
-        self.end()
-        self._what, self._done, self._total = what, 0, total
-        self._call()
-
-    def step(self, number: int) -> None:
-        """Count objects that are done."""
-        self._done += number
-        if self._progress is not None and time.monotonic() >= self._next:
-            self._call()
-
-    def end(self) -> None:
-        """End the part."""
-        if self._what:
-            # Garbage counts in the total, and what others wrote meanwhile does not.
-            self._total = self._done
-            self._call()
-        self._what = ""
-
-    def _call(self) -> None:
-        self._next = time.monotonic() + _PROGRESS_INTERVAL
-        if self._progress is not None:
-            self._progress(self._done, max(self._done, self._total), self._what)

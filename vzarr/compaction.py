@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from typing import final
 
-from vzarr.check import Progress
 from vzarr.committing import Settings
 from vzarr.datafile import os_error
 from vzarr.draft import Draft
@@ -24,6 +23,7 @@ from vzarr.environment import Environment
 from vzarr.errors import StorageError
 from vzarr.garbage import gc
 from vzarr.objects import Objects
+from vzarr.progress import Progress
 
 
 @final

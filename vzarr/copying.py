@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import final
 
 import lmdb
@@ -19,12 +19,8 @@ from vzarr.draft import Draft
 from vzarr.guard import Table
 from vzarr.lmdberrors import translate
 from vzarr.mapping import Opened, map_file
+from vzarr.progress import INTERVAL, Progress
 from vzarr.txn import Txn
-
-Progress = Callable[[int, int, str], object]
-"""Is told how many of how many are done, and of what."""
-
-_PROGRESS_INTERVAL = 0.05
 
 
 def copy_pages(opened: Opened, txn: Txn, draft: Draft, progress: Progress) -> None:
@@ -39,7 +35,7 @@ def copy_pages(opened: Opened, txn: Txn, draft: Draft, progress: Progress) -> No
     try:
         copying = _Copying(opened.handle, txn, descriptor)
         try:
-            while not copying.ended.wait(_PROGRESS_INTERVAL):
+            while not copying.ended.wait(INTERVAL):
                 progress(min(draft.nbytes, total), total, "copy")
         except BaseException:
             copying.stop()

@@ -11,13 +11,14 @@ from functools import partial
 from typing import Literal, final
 
 from vzarr import refs
-from vzarr.check import Progress, check_copy
+from vzarr.check import check_copy
 from vzarr.copying import Copy
 from vzarr.datafile import DATABASES, os_error
 from vzarr.draft import Draft
 from vzarr.environment import Environment, Txn
 from vzarr.errors import CorruptError, FullError, InvalidInputError, VzarrError
 from vzarr.leases import is_alive
+from vzarr.progress import Progress
 
 Verify = Literal["quick", "full"] | None
 """What is looked at in a copy: as a quick check does, as a full one does, or nothing."""

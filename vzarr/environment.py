@@ -28,7 +28,7 @@ from typing import final
 from vzarr import filelocks
 from vzarr.access import OPEN_TIMEOUT, Access, Follower
 from vzarr.activity import uninterrupted
-from vzarr.copying import Progress, copy_pages
+from vzarr.copying import copy_pages
 from vzarr.creation import create_file
 from vzarr.datafile import (
     DATABASES,
@@ -44,6 +44,7 @@ from vzarr.errors import BusyError, SessionStateError, StorageError
 from vzarr.format import Digest
 from vzarr.mapping import replaced, require_in_place
 from vzarr.presence import Pin
+from vzarr.progress import Progress
 from vzarr.registry import Registry
 from vzarr.system import require_local
 from vzarr.txn import Txn

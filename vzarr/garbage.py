@@ -33,10 +33,8 @@ from vzarr.leases import NOBODY
 from vzarr.liveness import Found, Liveness, first_bytes
 from vzarr.marking import Marks
 from vzarr.objects import Objects
+from vzarr.progress import Progress
 from vzarr.turns import Turn
-
-Progress = Callable[[int, int, str], object]
-"""Called with how many objects are done, of how many, and with what is being done."""
 
 # What one write txn may delete and for how long, so that others need not wait.
 _DELETIONS, _DELETING_SECONDS = 2_000, 0.02

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar, final
@@ -17,12 +17,11 @@ from rich.text import Text
 
 from vzarr.diff import NodeChange
 from vzarr.printable import printable
+from vzarr.progress import Progress
 
 _T = TypeVar("_T")
 Cell = str | tuple[str, str]
 """A piece of text, alone or with the name of its style."""
-Progress = Callable[[int, int, str], None]
-"""Is told how many of how many are done, and of what."""
 
 ID, BRANCH, TAG, HEADING, QUIET = "yellow", "green", "magenta", "bold", "dim"
 SHORT = 12

@@ -22,7 +22,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import final
 
-from vzarr.check import Progress
 from vzarr.claims import Claims, read_claims
 from vzarr.datafile import real_path
 from vzarr.draft import exists
@@ -47,14 +46,13 @@ from vzarr.format import (
 from vzarr.history import now
 from vzarr.lmdbfile import probe
 from vzarr.origins import Origins
+from vzarr.progress import Meter, Progress
 from vzarr.renaming import Renaming, find_nameless
 from vzarr.retelling import Reach, Retelling
 from vzarr.salvage import Salvage
 from vzarr.saving import Saving
 from vzarr.walk import Walk
 
-# Seconds between calls of progress.
-_PROGRESS_INTERVAL = 0.05
 _SHORT = 12
 
 
@@ -187,7 +185,7 @@ class _Recovery:
         self._salvage = salvage
         self._target = target
         self._progress = progress
-        self._meter = _Meter(progress)
+        self._meter = Meter(progress)
 
     def run(self, begun: float) -> RecoverReport:
         """Search, compare with what should be there, tell history anew, write and check."""
@@ -306,38 +304,3 @@ def _origins(salvage: Salvage, claims: Claims) -> Origins:
         if lease.checkpoint is not None:
             origins.snapshots[lease.checkpoint] = session
     return origins
-
-
-@final
-class _Meter:
-    """Tells how far the recovery is, not too often."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._next = 0.0
-        self._what = ""
-        self._done = self._total = 0
-
-    def stage(self, what: str, total: int) -> None:
-        """Begin another part."""
-        self.end()
-        self._what, self._done, self._total = what, 0, total
-        self._call()
-
-    def step(self, number: int) -> None:
-        """Count what is done."""
-        self._done += number
-        if self._progress is not None and time.monotonic() >= self._next:
-            self._call()
-
-    def end(self) -> None:
-        """End the part."""
-        if self._what:
-            self._total = self._done
-            self._call()
-        self._what = ""
-
-    def _call(self) -> None:
-        self._next = time.monotonic() + _PROGRESS_INTERVAL
-        if self._progress is not None:
-            self._progress(self._done, max(self._done, self._total), self._what)

@@ -34,12 +34,13 @@ from vzarr.format import (
     Digest,
     LeaseRecord,
 )
-from vzarr.garbage import GcReport, Progress
+from vzarr.garbage import GcReport
 from vzarr.hierarchy import collect
 from vzarr.history import now
 from vzarr.leases import SessionInfo
 from vzarr.liveness import first_bytes
 from vzarr.objects import Objects, put_root, root_digest
+from vzarr.progress import Progress
 from vzarr.rewriting import Plan, Planner
 from vzarr.session import Session, open_sessions
 from vzarr.system import running

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args, overlo
 from vzarr import history, refs
 from vzarr.blame import Blame, bisect, blame
 from vzarr.branches import Branches, Tags
-from vzarr.check import Progress, check
+from vzarr.check import check
 from vzarr.combine import Combiner, MergePreview
 from vzarr.committing import Settings
 from vzarr.diff import Diff, Side, diff
@@ -45,6 +45,7 @@ from vzarr.history import Commit
 from vzarr.leases import SessionInfo
 from vzarr.merge import Strategy
 from vzarr.objects import Objects, Overlay, Verify
+from vzarr.progress import Progress
 from vzarr.refs import ReflogEntry
 from vzarr.reports import Info, Log
 from vzarr.revisions import Revision, resolve

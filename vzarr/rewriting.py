@@ -24,9 +24,9 @@ from vzarr.format import (
     decode_commit,
     encode_commit,
 )
-from vzarr.garbage import Progress
 from vzarr.hierarchy import Hierarchy
 from vzarr.objects import Objects, root_digest
+from vzarr.progress import Progress
 
 _SPILL_EVERY = 32
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
-from vzarr.check import Progress, check_file
+from vzarr.check import check_file
 from vzarr.datafile import os_error
 from vzarr.draft import exists, place
 from vzarr.environment import Environment, Txn
@@ -24,6 +24,7 @@ from vzarr.format import (
     encode_tag,
 )
 from vzarr.node import decode_node
+from vzarr.progress import Progress
 from vzarr.renaming import Renaming
 from vzarr.retelling import Retelling
 from vzarr.salvage import Salvage

@@ -13,7 +13,7 @@ PACKAGE = Path(vzarr.__file__).parent
 
 # From the bottom up; the modules of one line do not import each other.
 LAYERS = [
-    ["printable"],
+    ["printable", "progress"],
     ["errors"],
     ["format", "filelocks", "pages"],
     [

@@ -248,7 +248,7 @@ def test_a_copy_that_is_interrupted_stops_at_once(repo, target, monkeypatch):
         sizes.append(os.stat(draft_path(str(target))).st_size)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vzarr.copying._PROGRESS_INTERVAL", 0)
+    monkeypatch.setattr("vzarr.copying.INTERVAL", 0)
     with pytest.raises(KeyboardInterrupt):
         repo.backup(target, progress=interrupt)
     assert len(sizes) == 1

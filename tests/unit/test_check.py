@@ -1198,9 +1198,7 @@ def test_damage_that_stays_while_others_write(ocean, monkeypatch):
 
 
 def test_progress(ocean, monkeypatch):
-    from vzarr import check as module
-
-    monkeypatch.setattr(module, "_PROGRESS_INTERVAL", 0)
+    monkeypatch.setattr("vzarr.progress.INTERVAL", 0)
     calls = []
     with vzarr.open(ocean) as repo:
         readers = repo._environment.info().readers

@@ -904,7 +904,7 @@ def test_a_full_disk(broken, saved, monkeypatch):
 
 
 def test_progress(broken, saved, monkeypatch):
-    monkeypatch.setattr("vzarr.recovery._PROGRESS_INTERVAL", 0)
+    monkeypatch.setattr("vzarr.progress.INTERVAL", 0)
     calls = []
     recover(broken, saved, progress=lambda *call: calls.append(call))
     stages = list(dict.fromkeys(what for *_, what in calls))
