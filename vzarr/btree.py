@@ -120,19 +120,29 @@ class Tree:
     def __init__(self, nodes: NodeStore, measure: Measure) -> None:
         self._nodes = nodes
         self._measure = measure
+        # The tree and the leaf of the last key that was found: the next one is mostly beside it.
+        self._last: tuple[bytes, Node] | None = None
 
     def get(self, root: TreeRef | None, key: bytes) -> bytes | None:
-        """Return the value of a key, or None. O(depth)."""
+        """Return the value of a key, or None. O(depth); O(1) beside the last one."""
         if root is None:
             return None
-        node = self._nodes.load(root.digest)
+        last = self._last
+        if last is not None and last[0] == root.digest:
+            node = last[1]
+            if not node.keys[0] <= key <= node.keys[-1]:
+                node = self._nodes.load(root.digest)
+        else:
+            node = self._nodes.load(root.digest)
         while True:
             index = bisect_left(node.keys, key)
             if index == len(node.keys):
                 return None
             if node.level == 0:
-                return node.values[index] if node.keys[index] == key else None
+                break
             node = _child(self._nodes, node, index)
+        self._last = root.digest, node
+        return node.values[index] if node.keys[index] == key else None
 
     def scan(
         self,

@@ -15,8 +15,9 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, final
 
@@ -181,6 +182,13 @@ class Fork:
     def read(self, blob: Blob) -> Bytes:
         """Give the bytes behind a reference. Raises ``CorruptError``."""
         return self._objects.fetch(blob)
+
+    def in_place(self) -> AbstractContextManager[Callable[[Blob], Bytes]]:
+        """Give a function that reads as ``read`` without copying, for use in the ``with`` block.
+
+        What it gives must not be touched once the block has ended.
+        """
+        return self._objects.in_place()
 
     def find(self, key: str) -> Blob | None:
         """Give the digest and length of a key's value, or None; also of one just written by others.

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NewType, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType, TypeVar, final
 
 import msgpack
 from blake3 import blake3
@@ -520,50 +521,52 @@ def split_session_key(key: bytes) -> tuple[bytes, int]:
 # ── references from entries and indexes ──────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+@final
+class Blob(NamedTuple):
     """A reference to stored bytes: their digest and their length in bytes."""
 
     digest: Digest
     length: int
 
 
-BLOB_BYTES = DIGEST_BYTES + 4
-_U32 = struct.Struct("<I")
+_REFERENCE = struct.Struct(f"<{DIGEST_BYTES}sI")
+BLOB_BYTES = _REFERENCE.size
 
 
 def encode_blob(blob: Blob) -> bytes:
     """Encode a reference: 32 bytes of digest, 4 bytes of length, little-endian."""
     _require_digest(blob.digest)
-    return blob.digest + _U32.pack(blob.length)
+    return _REFERENCE.pack(*blob)
 
 
 def decode_blob(data: bytes) -> Blob:
     """Decode a reference."""
-    _require_blob_bytes(data)
-    return Blob(Digest(data[:DIGEST_BYTES]), int(_U32.unpack_from(data, DIGEST_BYTES)[0]))
+    try:
+        return Blob._make(_REFERENCE.unpack(data))
+    except struct.error:
+        raise _bad_reference(data) from None
 
 
 def blob_measure(data: bytes) -> tuple[int, int]:
     """Count and size in bytes of what an encoded reference stands for."""
-    _require_blob_bytes(data)
-    return 1, int(_U32.unpack_from(data, DIGEST_BYTES)[0])
+    try:
+        return 1, _REFERENCE.unpack(data)[1]
+    except struct.error:
+        raise _bad_reference(data) from None
 
 
-def _require_blob_bytes(data: bytes) -> None:
-    if len(data) != BLOB_BYTES:
-        raise CorruptError(f"a chunk reference is damaged: {len(data)} bytes instead of 36")
+def _bad_reference(data: bytes) -> CorruptError:
+    return CorruptError(f"a chunk reference is damaged: {len(data)} bytes instead of {BLOB_BYTES}")
 
 
 # ── chunk keys ───────────────────────────────────────────────────────────────────────────────────
 
-_COORDINATE_LIMIT = 2**32
 # "0" or digits without a leading zero, ASCII only.
-_NUMBER = r"(?:0|[1-9][0-9]{0,9})"
+_NUMBER = r"(0|[1-9][0-9]{0,9})"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+@final
+class Layout(NamedTuple):
     """How an array spells the keys of its chunks: prefix, separator, number of dimensions."""
 
     encoding: int
@@ -586,15 +589,14 @@ class Layout:
         The index key is the coordinates as big-endian integers of 32 bits, in order: sorted, that
         is row-major order. Coordinates of 2^32 and above are not chunks of the index.
         """
-        if _layout_pattern(self).fullmatch(tail) is None:
+        spelled = _layout_pattern(self).fullmatch(tail)
+        if spelled is None:
             return None
-        if self.ndim == 0:
-            return b""
-        numbers = tail.split(self.separator)
-        coordinates = [int(number) for number in (numbers[1:] if self.prefixed else numbers)]
-        if max(coordinates) >= _COORDINATE_LIMIT:
+        try:
+            return _row(self.ndim).pack(*map(int, spelled.groups()))
+        except struct.error:
+            # Beyond 32 bits.
             return None
-        return encode_coordinates(coordinates)
 
     def spell(self, index_key: bytes) -> str:
         """Turn an index key back into the tail of a chunk's key."""
@@ -606,32 +608,30 @@ class Layout:
         return self.separator.join(numbers) or "0"
 
 
-_patterns: dict[Layout, re.Pattern[str]] = {}
-
-
+@lru_cache(maxsize=256)
 def _layout_pattern(layout: Layout) -> re.Pattern[str]:
-    pattern = _patterns.get(layout)
-    if pattern is None:
-        separator = re.escape(layout.separator)
-        if layout.ndim == 0:
-            text = "c" if layout.prefixed else "0"
-        else:
-            numbers = separator.join([_NUMBER] * layout.ndim)
-            text = f"c{separator}{numbers}" if layout.prefixed else numbers
-        pattern = _patterns[layout] = re.compile(text)
-    return pattern
+    separator = re.escape(layout.separator)
+    if layout.ndim == 0:
+        return re.compile("c" if layout.prefixed else "0")
+    numbers = separator.join([_NUMBER] * layout.ndim)
+    return re.compile(f"c{separator}{numbers}" if layout.prefixed else numbers)
+
+
+@lru_cache(maxsize=256)
+def _row(ndim: int) -> struct.Struct:
+    return struct.Struct(f">{ndim}I")
 
 
 def encode_coordinates(coordinates: list[int] | tuple[int, ...]) -> bytes:
     """Encode chunk coordinates as an index key."""
-    return struct.pack(f">{len(coordinates)}I", *coordinates)
+    return _row(len(coordinates)).pack(*coordinates)
 
 
 def decode_coordinates(index_key: bytes) -> tuple[int, ...]:
     """Decode an index key to chunk coordinates."""
     if len(index_key) % 4:
         raise CorruptError("a chunk index is damaged: a key is no row of 32-bit coordinates")
-    return struct.unpack(f">{len(index_key) // 4}I", index_key)
+    return _row(len(index_key) // 4).unpack(index_key)
 
 
 # ── entries of a directory ───────────────────────────────────────────────────────────────────────

@@ -60,9 +60,11 @@ class Hierarchy:
     ``n`` the number of chunks or members beside the one that is touched.
     """
 
-    __slots__ = ("_directories", "_indexes", "_store", "root")
+    __slots__ = ("_array", "_directories", "_indexes", "_store", "root")
 
     def __init__(self, store: Store, root: Entry) -> None:
+        # Where the last chunk was looked for: the next one is mostly of the same array.
+        self._array: tuple[str, Layout, Entry] | None = None
         self.root = root
         self._store = store
         self._indexes = Tree(store, blob_measure)
@@ -72,13 +74,21 @@ class Hierarchy:
 
     def find(self, key: str) -> Blob | None:
         """Find the value of a key. O(d log n)."""
-        entry, tail = self.root, key
+        array = self._array
+        if array is not None and key.startswith(array[0]):
+            index_key = array[1].parse(key[len(array[0]) :])
+            if index_key is not None:
+                return self._chunk(array[2], index_key)
+        entry, tail, below_array = self.root, key, False
         while True:
             if entry.layout is not None:
                 index_key = entry.layout.parse(tail)
                 if index_key is not None:
-                    value = self._indexes.get(entry.index, index_key)
-                    return None if value is None else decode_blob(value)
+                    if not below_array:
+                        self._array = key[: -len(tail)], entry.layout, entry
+                    return self._chunk(entry, index_key)
+                # Other keys of what is below may be chunks of this one.
+                below_array = True
             name, slash, rest = tail.partition("/")
             if not slash and name in DOCUMENTS:
                 return entry.documents.get(name)
@@ -109,7 +119,10 @@ class Hierarchy:
 
     def chunk(self, entry: Entry, coordinates: tuple[int, ...]) -> Blob | None:
         """Find a chunk of an array by its coordinates, below 2^32 each. O(log n)."""
-        value = self._indexes.get(entry.index, encode_coordinates(coordinates))
+        return self._chunk(entry, encode_coordinates(coordinates))
+
+    def _chunk(self, entry: Entry, index_key: bytes) -> Blob | None:
+        value = self._indexes.get(entry.index, index_key)
         return None if value is None else decode_blob(value)
 
     def read(self, blob: Blob) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -189,6 +190,13 @@ class Session:
     def read(self, blob: Blob) -> Bytes:
         """Give the bytes behind a reference, staged or on disk. Raises ``CorruptError``."""
         return self._work.read(blob)
+
+    def in_place(self) -> AbstractContextManager[Callable[[Blob], Bytes]]:
+        """Give a function that reads as ``read`` without copying, for use in the ``with`` block.
+
+        What it gives must not be touched once the block has ended.
+        """
+        return self._work.in_place()
 
     def find(self, key: str) -> Blob | None:
         """Give the digest and length of a key's value, or None."""

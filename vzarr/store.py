@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
 
+from vzarr import pipeline
 from vzarr.errors import NotFoundError, ReadOnlyError, SessionStateError
 from vzarr.fork import Fork
 from vzarr.objects import LARGE_BYTES, Bytes, copy
+from vzarr.pipeline import to_buffer
 from vzarr.session import Session, open_sessions
 
 if TYPE_CHECKING:
@@ -64,6 +61,7 @@ class VzarrStore(Store):
         self, session: Session | Fork, *, read_only: bool = False, autocommit: Autocommit = False
     ) -> None:
         super().__init__(read_only=read_only or session.read_only)
+        pipeline.install()
         self._session = session
         self._autocommit = autocommit
         # Opened for this store alone (``open_store``), and closed with it.
@@ -73,6 +71,11 @@ class VzarrStore(Store):
     def session(self) -> Session | Fork:
         """The session or fork below."""
         return self._session
+
+    @property
+    def autocommit(self) -> Autocommit:
+        """Whether each write is committed at once, and how."""
+        return self._autocommit
 
     def with_read_only(self, read_only: bool = False) -> VzarrStore:
         """Give a store on the same session that refuses writes, or takes them.
@@ -142,7 +145,7 @@ class VzarrStore(Store):
         self._is_open = True
         self._follow()
         data = self._session.get(key)
-        return None if data is None else _to_buffer(data, prototype, byte_range)
+        return None if data is None else to_buffer(data, prototype, byte_range)
 
     async def get(
         self,
@@ -160,7 +163,21 @@ class VzarrStore(Store):
             data = self._session.read(blob)
         else:
             data = await asyncio.to_thread(self._session.read, blob)
-        return _to_buffer(data, prototype, byte_range)
+        return to_buffer(data, prototype, byte_range)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[str], Bytes | None]]:
+        """Give a function that reads values without copying them: ``Session.in_place``."""
+        self._is_open = True
+        self._follow()
+        find = self._session.find
+        with self._session.in_place() as read:
+
+            def get(key: str) -> Bytes | None:
+                blob = find(key)
+                return None if blob is None else read(blob)
+
+            yield get
 
     async def get_partial_values(
         self,
@@ -247,6 +264,37 @@ class VzarrStore(Store):
         self._follow()
         self._session.delete(key)
         self._commit_each(key)
+
+    @property
+    def waits(self) -> bool:
+        """Whether writes wait for the file."""
+        return isinstance(self._session, Fork) or self._autocommit is not False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[str, Buffer | None], None]]:
+        """Give a function that sets values, or deletes keys; all is done when the block ends.
+
+        The writes to a fork wait for the file together.
+        """
+        begun: list[Future[None]] = []
+        fork = self._session
+
+        def put(key: str, value: Buffer | None) -> None:
+            if isinstance(fork, Fork):
+                self._check_writable()
+                data = None if value is None else _copy(key, value)
+                begun.append(fork.begin_delete(key) if data is None else fork.begin_set(key, data))
+            elif value is None:
+                self.delete_sync(key)
+            else:
+                self.set_sync(key, value)
+
+        try:
+            yield put
+        finally:
+            wait(begun)
+        for write in begun:
+            write.result()
 
     async def set(self, key: str, value: Buffer) -> None:
         """Set the value of a key; the bytes are copied before this returns."""
@@ -360,25 +408,6 @@ def _is_immutable(value: Buffer) -> bool:
     return isinstance(owner.obj if isinstance(owner, memoryview) else owner, bytes)
 
 
-def _to_buffer(
-    data: Bytes, prototype: BufferPrototype | None, byte_range: ByteRequest | None
-) -> Buffer:
-    buffer = (prototype or default_buffer_prototype()).buffer
-    if byte_range is None:
-        return buffer.from_bytes(data)
-    view = memoryview(data)
-    match byte_range:
-        case RangeByteRequest(start, end):
-            part = view[start:end]
-        case OffsetByteRequest(offset):
-            part = view[offset:]
-        case SuffixByteRequest(suffix):
-            part = view[max(0, len(view) - suffix) :]
-        case _:
-            raise ValueError(f"Unexpected byte_range, got {byte_range}.")
-    return buffer.from_bytes(part)
-
-
 def _cut(
     key: str,
     whole: Buffer | None,
@@ -389,7 +418,7 @@ def _cut(
         raise BaseExceptionGroup("chunk read failed", [FileNotFoundError(key)])
     data = memoryview(whole.as_buffer_like())
     return [
-        (number, _to_buffer(data, prototype, byte_range))
+        (number, to_buffer(data, prototype, byte_range))
         for number, byte_range in enumerate(byte_ranges)
     ]
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, final
 
 from vzarr.changes import ChangeSet, put_blobs
@@ -95,6 +95,17 @@ class Workspace:
         """Give the bytes behind a reference, staged or on disk. Raises ``CorruptError``."""
         staged = self._blobs.staged(blob.digest)
         return self._objects.fetch(blob) if staged is None else staged
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[Callable[[Blob], Bytes]]:
+        """Give a function that reads without copying, for the block alone: ``Objects.in_place``."""
+        with self._objects.in_place() as view:
+
+            def read(blob: Blob) -> Bytes:
+                staged = self._blobs.staged(blob.digest)
+                return view(blob) if staged is None else staged
+
+            yield read
 
     def folded(self) -> Hierarchy:
         """Put the edits into the tree and give it. O(k · depth) for k edits since the last time."""

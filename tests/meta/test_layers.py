@@ -42,7 +42,7 @@ LAYERS = [
     ["changes", "merge", "revisions", "tree", "committing", "liveness", "erasure", "census"],
     ["diff", "reads", "agreements", "workspace", "journal", "garbage", "expiry", "usage"],
     ["status", "blame", "autosave", "endings", "fork", "rewriting"],
-    ["session"],
+    ["session", "pipeline"],
     ["branches", "combine", "store", "sessions", "redaction"],
     ["evidence", "findings", "salvage"],
     ["inspection", "origins", "mending", "claims"],
@@ -67,7 +67,7 @@ WALLS = {
     "lmdb": {"lmdberrors", "txn", "mapping", "access", "creation", "copying", "check"},
     "blake3": {"format"},
     "msgpack": {"format", "node"},
-    "asyncio": {"store", "elements"},
+    "asyncio": {"store", "elements", "pipeline"},
     "click": {
         "cli",
         "command",

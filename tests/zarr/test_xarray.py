@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -578,13 +579,19 @@ class TestTrees:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The lengths of the chunks and documents that are read."""
     lengths: list[int] = []
-    read = Session.read
+    read, in_place = Session.read, Session.in_place
 
     def counted(self, blob):
         lengths.append(blob.length)
         return read(self, blob)
 
+    @contextmanager
+    def counted_in_place(self):
+        with in_place(self) as read:
+            yield lambda blob: (lengths.append(blob.length), read(blob))[1]
+
     monkeypatch.setattr(Session, "read", counted)
+    monkeypatch.setattr(Session, "in_place", counted_in_place)
     return lengths
 
 
