@@ -7,7 +7,14 @@ import os
 from vzarr import environment
 from vzarr.check import check_file
 from vzarr.environment import Environment
-from vzarr.format import chunk_digest, commit_digest, entry_digest, node_digest
+from vzarr.format import (
+    CHECKSUM_FROM_BYTES,
+    chunk_checksum,
+    chunk_digest,
+    commit_digest,
+    entry_digest,
+    node_digest,
+)
 from vzarr.origins import entries
 
 
@@ -30,5 +37,10 @@ def assert_sound(path: str | os.PathLike[str]) -> None:
         ):
             for key, data in entries(opened, database):
                 assert any(hashed(data) == key for hashed in hashes), (database, key.hex())
+        large = {
+            key: data for key, data in entries(opened, "chunks") if len(data) >= CHECKSUM_FROM_BYTES
+        }
+        checksums = dict(entries(opened, "checksums"))
+        assert checksums == {key: chunk_checksum(data) for key, data in large.items()}
     finally:
         opened.close()

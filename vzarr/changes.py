@@ -20,7 +20,7 @@ from typing import final
 from vzarr.environment import Environment, Txn
 from vzarr.format import Blob
 from vzarr.leases import Lease
-from vzarr.objects import Bytes
+from vzarr.objects import Bytes, put_chunk
 from vzarr.traces import Traces
 
 BATCH_BYTES = 16 << 20
@@ -242,4 +242,4 @@ class ChangeSet:
 def put_blobs(txn: Txn, blobs: Iterable[tuple[bytes, Bytes]]) -> None:
     """Write bytes under their digests, where they are not there yet. O(log n) each."""
     for digest, data in blobs:
-        txn.put("chunks", digest, data, overwrite=False)
+        put_chunk(txn, digest, data)

@@ -22,7 +22,17 @@ from vzarr.errors import (
 from vzarr.filelocks import process_with_lock
 from vzarr.lmdbfile import Probe, probe
 
-DATABASES = ("meta", "chunks", "nodes", "commits", "branches", "tags", "reflog", "sessions")
+DATABASES = (
+    "meta",
+    "chunks",
+    "checksums",
+    "nodes",
+    "commits",
+    "branches",
+    "tags",
+    "reflog",
+    "sessions",
+)
 
 MAX_READERS = 1022
 # LMDB's lock file: a header of 128 bytes and a line of the processor's cache for each reader.

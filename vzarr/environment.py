@@ -15,6 +15,7 @@ Five things that LMDB leaves to its caller are done here, each behind one small 
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import math
 import os
@@ -53,6 +54,7 @@ __all__ = ["DATABASES", "Environment", "EnvironmentInfo", "Txn"]
 
 # Seconds between two looks whether others have closed a file, and how long to wait at least.
 _PAUSE, _MOMENT = 0.005, 0.1
+_LET_GO_TIMEOUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,24 @@ class Environment:
                 access.close_handle()
                 access.writable = False
         _registry.forget(access)
+
+    def let_go(self) -> None:
+        """Close it from a finalizer, which may run in the middle of anything.
+
+        Another thread does it, and is mostly waited for. But what it needs may be locked right
+        here, and then it has to wait until that is not so any more.
+        """
+        closed = _thread.allocate_lock()
+        closed.acquire()
+
+        def close() -> None:
+            try:
+                self.close()
+            finally:
+                closed.release()
+
+        _thread.start_new_thread(close, ())
+        closed.acquire(timeout=_LET_GO_TIMEOUT)
 
     @property
     def read_only(self) -> bool:

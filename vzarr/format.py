@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NewType, TypeVar, final
 
 import msgpack
 from blake3 import blake3
+from xxhash import xxh3_128_digest
 
 from vzarr.errors import CorruptError
 
@@ -53,6 +54,19 @@ _U64 = struct.Struct("<Q")
 def chunk_digest(data: bytes | memoryview) -> Digest:
     """Hash the bytes of a chunk, document or file. O(n); releases the GIL above 2 KiB or so."""
     return Digest(blake3(data).digest())
+
+
+CHECKSUM_FROM_BYTES = 64 << 10
+"""Chunks of this size and more have a checksum beside: shorter ones are hashed as fast."""
+
+
+def chunk_checksum(data: bytes | memoryview) -> bytes:
+    """Compute what tells whether a large chunk is as it was written: XXH3, 128 bits, big-endian.
+
+    It finds what disks, memory and software do to bytes in a quarter of the time of a digest, but
+    not what somebody did on purpose. O(n), without the GIL.
+    """
+    return xxh3_128_digest(data)
 
 
 def chunk_digests(data: bytes, lengths: Iterable[int]) -> Iterator[Digest]:

@@ -167,7 +167,7 @@ class _Collector:
         self._wrote = False
         self._liveness = Liveness(self._environment, self._marks, horizon)
         self._commits_swept = False
-        self._deleted = {"commits": 0, "nodes": 0, "chunks": 0, "sessions": 0}
+        self._deleted = {"commits": 0, "nodes": 0, "chunks": 0, "checksums": 0, "sessions": 0}
         self._freed_bytes = 0
 
     def collect(self) -> GcReport:
@@ -178,6 +178,7 @@ class _Collector:
             self._sweep_commits()
             self._sweep("nodes", self._unmarked_nodes)
             self._sweep("chunks", self._marks.values.missing)
+            self._sweep("checksums", self._marks.values.missing)
         deleted = self._deleted
         with self._environment.read() as txn:
             stored = {name: txn.count(name) for name in ("commits", "nodes", "chunks")}

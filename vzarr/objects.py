@@ -13,9 +13,11 @@ from typing import Generic, Literal, Protocol, TypeVar, final
 from vzarr.environment import Environment, Txn
 from vzarr.errors import CorruptError
 from vzarr.format import (
+    CHECKSUM_FROM_BYTES,
     Blob,
     Digest,
     Entry,
+    chunk_checksum,
     chunk_digest,
     decode_entry,
     encode_entry,
@@ -25,7 +27,11 @@ from vzarr.format import (
 from vzarr.node import Node, decode_node
 
 Verify = Literal["always", "first", "never"]
-"""When the digest of a chunk is checked: at every read, at the first in this process, or not."""
+"""When chunks are verified: at every read, at the first in this process, or not.
+
+Small ones are by their digest. Large ones are by their checksum, and only where that is missing or
+not theirs, by the digest.
+"""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -166,7 +172,8 @@ class Objects:
             data = None if view is None else copy(view)
             # LMDB's memory may be used again once the txn has ended.
             view = None
-        return self._sound(blob, data)
+            checksum = self._checksum(txn, blob)
+        return self._sound(blob, data, checksum)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[Callable[[Blob], Bytes]]:
@@ -175,7 +182,6 @@ class Objects:
         What it gives lies in LMDB's memory and must not be touched once the block has ended. The
         file keeps the space of what is deleted meanwhile, so the block should not be long.
         """
-        always = self.verify == "always"
         with self.environment.read() as txn:
 
             def read(blob: Blob) -> Bytes:
@@ -183,18 +189,22 @@ class Objects:
                 if view is None:
                     # It may have come into the file after the txn began.
                     return self.fetch(blob)
-                if always and chunk_digest(view) == blob.digest:
-                    return view
-                return self._sound(blob, view)
+                return self._sound(blob, view, self._checksum(txn, blob))
 
             yield read
 
-    def _sound(self, blob: Blob, data: Bytes | None) -> Bytes:
+    def _checksum(self, txn: Txn, blob: Blob) -> bytes | None:
+        """Give the checksum of a chunk, if it has one and is to be verified."""
+        if blob.length < CHECKSUM_FROM_BYTES or self.verify == "never":
+            return None
+        return txn.get("checksums", blob.digest)
+
+    def _sound(self, blob: Blob, data: Bytes | None, checksum: bytes | None) -> Bytes:
         if data is None:
             problem = "missing"
         elif len(data) != blob.length:
             problem = f"damaged: it has {len(data)} bytes instead of {blob.length}"
-        elif self._must_verify(blob.digest) and chunk_digest(data) != blob.digest:
+        elif self._must_verify(blob.digest) and not _is_intact(blob, data, checksum):
             problem = "damaged: its bytes do not match its digest"
         else:
             return data
@@ -310,3 +320,16 @@ def put_root(txn: Txn, root: Entry) -> Digest:
 def root_digest(root: Entry) -> Digest:
     """Compute the digest of a snapshot's root: equal data, equal digest, in any file."""
     return entry_digest(encode_entry(root))
+
+
+def _is_intact(blob: Blob, data: Bytes, checksum: bytes | None) -> bool:
+    # A checksum that is damaged itself says nothing.
+    if checksum is not None and chunk_checksum(data) == checksum:
+        return True
+    return chunk_digest(data) == blob.digest
+
+
+def put_chunk(txn: Txn, digest: bytes, data: Bytes) -> None:
+    """Write the bytes of a chunk, document or file, unless they are there. O(n + log n)."""
+    if txn.put("chunks", digest, data, overwrite=False) and len(data) >= CHECKSUM_FROM_BYTES:
+        txn.put("checksums", digest, chunk_checksum(data))

@@ -39,7 +39,7 @@ from vzarr.hierarchy import collect
 from vzarr.history import now
 from vzarr.leases import SessionInfo
 from vzarr.liveness import first_bytes
-from vzarr.objects import Objects, put_root, root_digest
+from vzarr.objects import Objects, put_chunk, put_root, root_digest
 from vzarr.progress import Progress
 from vzarr.rewriting import Plan, Planner
 from vzarr.session import Session, open_sessions
@@ -352,7 +352,7 @@ class _Redaction:
     def _write_objects(self, txn: Txn) -> None:
         nodes, _ = collect(self._eraser.overlay, *self._planner.fresh)
         for digest, data in self._eraser.staged.items():
-            txn.put("chunks", digest, data, overwrite=False)
+            put_chunk(txn, digest, data)
         for digest, data in nodes.items():
             txn.put("nodes", digest, data, overwrite=False)
 

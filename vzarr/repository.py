@@ -99,7 +99,7 @@ class Repository:
             )
         self._record = decode_repository(data)
         self._format_version = decode_format(version).version
-        self._close = weakref.finalize(self, environment.close)
+        self._close = weakref.finalize(self, environment.let_go)
         # What is open then is closed when all that is to be said of it has been said.
         self._close.atexit = False
 
@@ -166,7 +166,8 @@ class Repository:
         if self._current is not None:
             lost = self._current.uncommitted() if tells else ""
             self._current.close()
-        self._close()
+        if self._close.detach() is not None:
+            self._environment.close()
         if lost:
             warnings.warn(lost, UncommittedWarning, stacklevel=3)
 

@@ -24,6 +24,7 @@ from vzarr.format import (
     encode_tag,
 )
 from vzarr.node import decode_node
+from vzarr.objects import put_chunk
 from vzarr.progress import Progress
 from vzarr.renaming import Renaming
 from vzarr.retelling import Retelling
@@ -193,7 +194,10 @@ class Saving:
         room = 2 * sum(len(data) + _NODE_ROOM for _, _, data in batch) + _BATCH_BYTES
         with environment.write(room=room) as txn:
             for database, digest, data in batch:
-                txn.put(database, digest, data)
+                if database == "chunks":
+                    put_chunk(txn, digest, data)
+                else:
+                    txn.put(database, digest, data)
             if last:
                 self._put_names(txn)
 

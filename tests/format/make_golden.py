@@ -262,6 +262,7 @@ def _merge(path: Path, time: int) -> None:
 
 def _compact(source: Path, target: Path) -> None:
     """Copy a file without the free pages in it."""
+    target.unlink(missing_ok=True)
     with lmdb.open(str(source), subdir=False, readonly=True, lock=False, max_dbs=16) as environment:
         environment.copy(str(target), compact=True)
 
@@ -320,7 +321,7 @@ _CONTENTS = {
 
 
 def _describe(path: Path) -> dict[str, object]:
-    libraries = ("lmdb", "msgpack", "blake3", "zarr", "numpy")
+    libraries = ("lmdb", "msgpack", "blake3", "xxhash", "zarr", "numpy")
     return {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,

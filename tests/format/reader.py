@@ -15,10 +15,21 @@ from typing import Any, NamedTuple
 
 import lmdb
 import msgpack
+import xxhash
 from blake3 import blake3
 
 VERSION = 1
-DATABASES = ("meta", "chunks", "nodes", "commits", "branches", "tags", "reflog", "sessions")
+DATABASES = (
+    "meta",
+    "chunks",
+    "checksums",
+    "nodes",
+    "commits",
+    "branches",
+    "tags",
+    "reflog",
+    "sessions",
+)
 SEALED = ("meta", "branches", "tags", "reflog", "sessions")
 DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 MAX_ENTRIES = 1024
@@ -567,6 +578,10 @@ class File:
         """Check all of the file; give the snapshot of each commit."""
         for key, data in self._databases["chunks"].items():
             self._verified(key, data, "chunk")
+        for key, checksum in self._databases["checksums"].items():
+            data = self._databases["chunks"].get(key)
+            demand(data is not None, "checksum: of no chunk")
+            demand(xxhash.xxh3_128_digest(data) == checksum, "checksum: not that of its chunk")
         for key, data in self._databases["nodes"].items():
             self._verified_node(key, data)
         for head in self.branches.values():

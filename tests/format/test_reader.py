@@ -59,7 +59,7 @@ AUTHOR = "Test <test@example.org>"
 
 
 def test_the_reader_is_independent() -> None:
-    """It may use LMDB, MessagePack, BLAKE3 and the standard library."""
+    """It may use LMDB, MessagePack, BLAKE3, XXH3 and the standard library."""
     assert reader.__file__ is not None
     tree = ast.parse(Path(reader.__file__).read_text())
     imported = {
@@ -73,7 +73,7 @@ def test_the_reader_is_independent() -> None:
             else []
         )
     }
-    assert imported <= {"lmdb", "msgpack", "blake3"} | sys.stdlib_module_names
+    assert imported <= {"lmdb", "msgpack", "blake3", "xxhash"} | sys.stdlib_module_names
 
 
 # ── random repositories ──────────────────────────────────────────────────────────────────────────
@@ -674,7 +674,7 @@ FORGED: dict[str, Callable[[Forger], bytes]] = {
     ),
     "a name with a slash": lambda f: directory(f, **{"a/b": Entry({}, file=f.blob(b""))}),
     "a wrong length": lambda f: encode_entry(
-        Entry({"zarr.json": replace(f.blob(b"{}"), length=3)})
+        Entry({"zarr.json": f.blob(b"{}")._replace(length=3)})
     ),
     "a missing chunk": lambda f: encode_entry(
         Entry({"zarr.json": Blob(chunk_digest(b"elsewhere"), 9)})

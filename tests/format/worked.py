@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgpack
 from blake3 import blake3
+from xxhash import xxh3_128_digest
 
 from tests.format.memory import Memory
 from vzarr.format import (
@@ -26,6 +27,7 @@ from vzarr.format import (
     ReflogRecord,
     RepositoryRecord,
     TagRecord,
+    chunk_checksum,
     chunk_digest,
     commit_digest,
     encode_blob,
@@ -447,6 +449,9 @@ def examples() -> dict[str, str]:
         "key hash": _key_hash(),
         "format": _record(_FORMAT_PARTS, encode_format(FormatRecord())),
         "repository": _record(_REPOSITORY_PARTS, encode_repository(RepositoryRecord(_ID, _TIME))),
+        "checksum": _record(
+            [(xxh3_128_digest(bytes(65_536)), "XXH3")], chunk_checksum(bytes(65_536))
+        ),
         "reference": _record(
             _blob_parts(_reference(CHUNKS[0]), "01 02"),
             encode_blob(_memory.blob(CHUNKS[0])),

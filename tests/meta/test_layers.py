@@ -66,7 +66,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WALLS = {
     "lmdb": {"lmdberrors", "txn", "mapping", "access", "creation", "copying", "check"},
     "blake3": {"format"},
-    "msgpack": {"format", "node"},
+    "xxhash": {"format"},
+    "msgpack": {"format", "node", "wire"},
     "asyncio": {"store", "elements", "pipeline"},
     "click": {
         "cli",

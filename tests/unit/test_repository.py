@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import lmdb
 import pytest
 
 import vzarr
+from vzarr.access import Access
+from vzarr.environment import _registry
 from vzarr.errors import (
     AlreadyExistsError,
     CommitNotFoundError,
@@ -37,6 +40,20 @@ def write(repo: vzarr.Repository, message: str, **files: bytes) -> str:
 
 
 # ── opening ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_that_is_let_go_of_where_its_locks_are_taken_is_closed_later(path, monkeypatch):
+    repository = vzarr.open(path)
+    access = repository._environment._access
+    closed = threading.Event()
+    dispose = Access.dispose
+    monkeypatch.setattr(Access, "dispose", lambda self: (dispose(self), closed.set()))
+    # As if Python collected garbage in the middle of opening another file.
+    with _registry._lock:
+        del repository
+        assert access.users == 1
+    assert closed.wait(30)
+    assert access.users == 0
 
 
 def test_a_new_repository_has_branch_main_with_one_empty_commit(repo):
