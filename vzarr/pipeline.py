@@ -34,6 +34,7 @@ from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
 from vzarr.errors import InvalidInputError
+from vzarr.system import cores
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -124,7 +125,8 @@ class VzarrCodecPipeline(_Fused):  # type: ignore[misc]
                 ]
                 results[part] = self.read_sync(items, out, drop_axes)
 
-        await _share(batch, read_part, inline=True)
+        # Some wait for the disk while others decode.
+        await _share(batch, read_part, inline=True, threads=_workers(2))
         return tuple(results)
 
     async def write(
@@ -145,7 +147,7 @@ class VzarrCodecPipeline(_Fused):  # type: ignore[misc]
                 ]
                 self.write_sync(items, value, drop_axes)
 
-        await _share(batch, write_part, inline=not store.waits)
+        await _share(batch, write_part, inline=not store.waits, threads=_workers(1))
 
 
 @final
@@ -241,7 +243,9 @@ def _store_of(batch: list[_Item]) -> VzarrStore | None:
     return store if isinstance(store, VzarrStore) else None
 
 
-async def _share(batch: list[_Item], work: Callable[[slice], None], *, inline: bool) -> None:
+async def _share(
+    batch: list[_Item], work: Callable[[slice], None], *, inline: bool, threads: int
+) -> None:
     """Have threads work on the parts of a batch; raise the first error once all have stopped."""
     spec = batch[0][1]
     nbytes = _nbytes(spec.shape, spec.dtype)
@@ -250,7 +254,7 @@ async def _share(batch: list[_Item], work: Callable[[slice], None], *, inline: b
         return
     size = max(1, min(_PART_CHUNKS, _PART_BYTES // nbytes))
     parts = deque(slice(start, start + size) for start in range(0, len(batch), size))
-    threads = min(len(parts), _workers()) if nbytes >= _PARALLEL_BYTES else 1
+    threads = min(len(parts), threads) if nbytes >= _PARALLEL_BYTES else 1
     try:
         outcomes = await asyncio.gather(
             *(asyncio.to_thread(_work_off, parts, work) for _ in range(threads)),
@@ -277,10 +281,10 @@ def _work_off(parts: deque[slice], work: Callable[[slice], None]) -> None:
         raise
 
 
-def _workers() -> int:
-    """Tell how many threads a batch may have: zarr's setting, or one for each core."""
+def _workers(for_each_core: int) -> int:
+    """Tell how many threads a batch may have, if zarr's settings do not."""
     given = zarr.config.get("codec_pipeline.max_workers", None)
-    return max(1, int(given)) if given else len(os.sched_getaffinity(0))
+    return max(1, int(given)) if given else for_each_core * cores()
 
 
 @contextmanager

@@ -21,6 +21,13 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
+def cores() -> int:
+    """Count the processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def flock_holder(descriptor: int) -> Holder | None:
     """Find who holds the ``flock`` of a file, where the system tells."""
     status = os.fstat(descriptor)
