@@ -49,10 +49,10 @@ from vzarr.errors import (
 from vzarr.gate import Gate
 from vzarr.lmdberrors import translate
 from vzarr.lmdbfile import probe
-from vzarr.mapping import Opened, open_file, replaced, require_in_place
+from vzarr.memorymap import Opened, open_file, replaced, require_in_place
 from vzarr.presence import Presence, ReplacedError
 from vzarr.system import running
-from vzarr.txn import FORKED, FORKED_TXN, Txn
+from vzarr.txn import FORKED, FORKED_TXN, OVER, Txn
 
 MAP_SLACK_BYTES = 1 << 20
 """What a write txn may need on top of what it announces: tree pages, the list of free pages."""
@@ -126,12 +126,9 @@ class Access:
     # -- txns --
 
     def begin(self, txn: Txn, *, write: bool = False) -> None:
-        """Begin, after dealing with what stands in the way. ``leave`` ends a read txn."""
+        """Begin, after dealing with what stands in the way. ``end_read`` ends a read txn."""
         tried: list[type[lmdb.Error]] = []
-        while True:
-            obstacle = self._try_begin(txn, write=write)
-            if obstacle is None:
-                return
+        while (obstacle := self._try_begin(txn, write=write)) is not None:
             kind = type(obstacle)
             # Others may go on growing the file; no other obstacle should come twice.
             if tried.count(kind) >= (ATTEMPTS if kind is lmdb.MapResizedError else 1):
@@ -144,14 +141,13 @@ class Access:
             self.activity.enter(txn)
             opened = self.opened
             if opened is not None:
-                if not opened.has_lock_file() and not self.activity.is_nested():
+                if not opened.is_sound() and not self.activity.is_nested():
                     return self._left(txn, _LockFileError("the lock file was deleted"))
-                opened.guard.require_length()
                 if write:
                     opened.guard.require_free_list()
                 txn._tables = opened.databases
                 txn._earlier = self.earlier_txns
-                txn._transaction = opened.handle.begin(write=write, buffers=True)
+                txn._transaction = opened.handle.begin(None, None, write, True)
                 return None
             obstacle: lmdb.Error = _NotOpenError("not open")
         except lmdb.Error as error:
@@ -184,7 +180,9 @@ class Access:
 
     def end_read(self, txn: Txn) -> None:
         """End a read txn. Can be repeated."""
-        txn._end()
+        if txn._cursors is not None:
+            txn._close_cursors()
+        txn._transaction = OVER
         self.activity.leave(txn)
 
     def begin_write(self, txn: Txn, timeout: float | None, room: int) -> None:

@@ -18,7 +18,7 @@ from vzarr.datafile import DATABASES, our_errors
 from vzarr.draft import Draft
 from vzarr.guard import Table
 from vzarr.lmdberrors import translate
-from vzarr.mapping import Opened, map_file
+from vzarr.memorymap import Opened, map_file
 from vzarr.progress import INTERVAL, Progress
 from vzarr.txn import Txn
 

@@ -17,7 +17,7 @@ from vzarr.draft import exists, place
 from vzarr.errors import NotFoundError, VzarrError
 from vzarr.guard import Table
 from vzarr.lmdberrors import translate
-from vzarr.mapping import map_file
+from vzarr.memorymap import map_file
 from vzarr.txn import Txn
 
 

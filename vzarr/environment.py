@@ -43,12 +43,12 @@ from vzarr.datafile import (
 from vzarr.draft import Draft
 from vzarr.errors import BusyError, SessionStateError, StorageError
 from vzarr.format import Digest
-from vzarr.mapping import replaced, require_in_place
+from vzarr.memorymap import replaced, require_in_place
 from vzarr.presence import Pin
 from vzarr.progress import Progress
 from vzarr.registry import Registry
 from vzarr.system import require_local
-from vzarr.txn import Txn
+from vzarr.txn import OVER, Txn
 
 __all__ = ["DATABASES", "Environment", "EnvironmentInfo", "Txn"]
 
@@ -490,7 +490,7 @@ class _Reading:
     def __del__(self) -> None:
         # Ctrl-C may come before the first step of __exit__, or of __init__.
         txn = getattr(self, "_txn", None)
-        if txn is not None and txn.is_open:
+        if txn is not None and txn._transaction is not OVER and txn.is_open:
             self._access.end_read(txn)
 
 

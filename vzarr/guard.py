@@ -8,9 +8,10 @@ database's root to its leaf, once; before pages are taken from the list of free 
 before something is deleted, the whole database, because LMDB then joins pages with their
 neighbours.
 
-What is remembered is the range of keys of each leaf that was checked. It stays sound whoever writes
-to it: LMDB makes new pages from old ones, and every process looks at these first. So only what
-happened to the file while nobody wrote it is looked for, and each page is read once an opening.
+What is remembered is the range of keys of each leaf and each branch page that was checked. It stays
+sound whoever writes to it: LMDB makes new pages from old ones, and every process looks at these
+first. So only what happened to the file while nobody wrote it is looked for, and each page is
+checked once an opening; on a branch page that was, the way is found as LMDB finds it.
 
 The pages are read with ``pread`` from the newest state of the file, which may be newer than that
 of the txn that is about to walk. That txn keeps all pages of both from being used again meanwhile.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any, TypeVar, final
@@ -38,23 +40,22 @@ from vzarr.pages import (
     Meta,
     Tree,
     Value,
-    lists_page,
+    find_child,
+    free_numbers,
     read_branch,
     read_free_branch,
     read_free_leaf,
-    read_free_list,
     read_leaf,
     read_records,
     read_value_pages,
     require_metas,
     require_order,
     require_tree,
+    use_free_pages,
 )
 
 # Up to this size, all of a file is checked before the first write: a few milliseconds.
 _SMALL_PAGES, _SMALL_ENTRIES = 128, 2048
-# How many branch pages are remembered: those of a million leaves, in some 40 MB.
-_MAX_BRANCHES = 4096
 # A list of eight names is one page; others may be in it, but not many.
 _MAX_MAIN_PAGES = 1024
 # How often to look again because a commit of another process came between.
@@ -68,11 +69,12 @@ class Table:
     """A database of LMDB, and which ranges of its keys were found to be sound.
 
     ``sound`` has the borders of these ranges in order: where one begins, where it ends, and so on.
-    So a key is in one of them if the number of borders up to it is odd. ``whole`` says that also
-    the pages of large values, and all counts, were looked at.
+    So a key is in one of them if the number of borders up to it is odd. ``branches`` has the same
+    for the branch pages that are so many levels above the leaves. ``whole`` says that also the
+    pages of large values, and all counts, were looked at.
     """
 
-    __slots__ = ("guard", "handle", "name", "sound", "whole")
+    __slots__ = ("branches", "guard", "handle", "name", "sound", "whole")
 
     def __init__(self, name: str, handle: Any, guard: Guard | None = None) -> None:
         self.name = name
@@ -82,6 +84,7 @@ class Table:
             guard.tables.append(self)
         # What is new was written by LMDB itself.
         self.sound: list[bytes] = [] if guard else [b""]
+        self.branches: defaultdict[int, list[bytes]] = defaultdict(list)
         self.whole = guard is None
 
     def covers(self, key: bytes) -> bool:
@@ -94,18 +97,34 @@ class Table:
 
     def add(self, low: bytes, high: bytes | None) -> None:
         """Note a range as sound: from a key on, up to and without another one, or to the end."""
-        first = bisect_left(self.sound, low)
-        after = len(self.sound) if high is None else bisect_right(self.sound, high)
-        borders = [] if first & 1 else [low]
-        if high is not None and not after & 1:
-            borders.append(high)
-        # One step, so that other threads see the borders before it or after it.
-        self.sound[first:after] = borders
+        _add(self.sound, low, high)
+
+    def covers_branch(self, level: int, low: bytes, high: bytes | None) -> bool:
+        """Tell whether the branch page for a range of keys is known to be sound."""
+        borders = self.branches[level]
+        first = bisect_right(borders, low)
+        return bool(first & 1) and first == (
+            len(borders) if high is None else bisect_left(borders, high)
+        )
+
+    def add_branch(self, level: int, low: bytes, high: bytes | None) -> None:
+        """Note the branch page for a range of keys as sound."""
+        _add(self.branches[level], low, high)
 
     def add_all(self) -> None:
         """Note that everything is sound."""
         self.add(b"", None)
         self.whole = True
+
+
+def _add(borders: list[bytes], low: bytes, high: bytes | None) -> None:
+    first = bisect_left(borders, low)
+    after = len(borders) if high is None else bisect_right(borders, high)
+    added = [] if first & 1 else [low]
+    if high is not None and not after & 1:
+        added.append(high)
+    # One step, so that other threads see the borders before it or after it.
+    borders[first:after] = added
 
 
 @final
@@ -122,8 +141,8 @@ class _State:
         self.trees: dict[str, Tree] = {}
         # How many pages databases have that are not ours.
         self.others = 0
-        # The records of free pages, once somebody wants to know whether a page is in them.
-        self.free: list[bytes] | None = None
+        # The free pages by record, once somebody wants to know whether a page is one of them.
+        self.free: list[memoryview[int]] | None = None
 
 
 @final
@@ -136,7 +155,6 @@ class Guard:
     """
 
     __slots__ = (
-        "_branches",
         "_bytes",
         "_descriptor",
         "_free_list_is_sound",
@@ -154,7 +172,6 @@ class Guard:
         self._descriptor = descriptor
         self._lock = threading.RLock()
         self._state: _State | None = None
-        self._branches: dict[int, tuple[bytes, Branch]] = {}
         self._free_list_is_sound = False
         self._bytes = 0
 
@@ -296,22 +313,15 @@ class Guard:
     # -- pages --
 
     def _read_page(self, meta: Meta, number: int) -> bytes:
-        page = os.pread(self._descriptor, meta.page_size, number * meta.page_size)
+        page = b""
+        if number <= meta.last_page:
+            page = os.pread(self._descriptor, meta.page_size, number * meta.page_size)
         if len(page) < meta.page_size:
             raise Damage(f"it ends before page {number}, which is in use")
         return page
 
     def _read_branch(self, meta: Meta, number: int) -> Branch:
-        page = self._read_page(meta, number)
-        known = self._branches.get(number)
-        # A page number is used again; the same bytes mean the same.
-        if known is not None and known[0] == page:
-            return known[1]
-        branch = read_branch(page, number, meta.last_page)
-        if len(self._branches) >= _MAX_BRANCHES:
-            self._branches.clear()
-        self._branches[number] = page, branch
-        return branch
+        return read_branch(self._read_page(meta, number), number, meta.last_page)
 
     def _read_leaf(self, meta: Meta, number: int, low: bytes, high: bytes | None) -> Leaf:
         leaf = read_leaf(self._read_page(meta, number), number, meta.last_page)
@@ -328,18 +338,16 @@ class Guard:
         number = tree.root
         way = [number]
         if number != NO_PAGE:
-            for _ in range(tree.depth - 1):
-                keys, children = self._read_branch(meta, number)
-                _require_range(keys, low, high, number)
-                # The place behind the child.
-                find = bisect_left if before else bisect_right
-                position = len(keys) if key is None else find(keys, key, 1)
-                number = children[position - 1]
+            for level in range(tree.depth - 1, 0, -1):
+                page = self._read_page(meta, number)
+                if not table.covers_branch(level, low, high):
+                    _require_range(
+                        read_branch(page, number, meta.last_page).keys, low, high, number
+                    )
+                    table.add_branch(level, low, high)
+                number, least, following = find_child(page, number, key, before=before)
+                low, high = least or low, following or high
                 way.append(number)
-                if position > 1:
-                    low = keys[position - 1]
-                if position < len(keys):
-                    high = keys[position]
             leaf = self._read_leaf(meta, number, low, high)
             if tree.depth == 1 and len(leaf.keys) != tree.entries:
                 raise Damage(f"page {number} has not as many entries as its database should")
@@ -438,15 +446,11 @@ class Guard:
                     raise Damage("the list of free pages is not in order")
                 newest, low = txn_id, 0
                 if isinstance(data, Value):
-                    pages = self._require_value(meta, data)
+                    value, (header, data) = data, self._read_value(meta, data)
+                    pages = read_value_pages(header, value, meta.last_page)
                     overflow += pages
-                    _use(used, data.first, pages)
-                    data = self._read_value(meta, data)
-                listed = read_free_list(data, meta.last_page)
-                if any(map(used.__getitem__, listed)):
-                    raise Damage("a page is in use and free, or free twice")
-                for free in listed:
-                    used[free] = 1
+                    _use(used, value.first, pages)
+                use_free_pages(used, data, meta.last_page)
         if (leaves, overflow, entries) != (tree.leaf_pages, tree.overflow_pages, tree.entries):
             raise Damage("the list of free pages is not as long as it should be")
 
@@ -501,23 +505,26 @@ class Guard:
         if table.name not in SEALED:
             return
         if state.free is None:
-            state.free = list(self._free_records(state.meta))
+            state.free = [free_numbers(data) for data in self._free_records(state.meta)]
         for number in numbers:
-            if any(lists_page(data, number) for data in state.free):
-                raise Damage(f"page {number} is in use and free")
+            for free in state.free:
+                place = bisect_left(free, number)
+                if place < len(free) and free[place] == number:
+                    raise Damage(f"page {number} is in use and free")
 
     def _free_records(self, meta: Meta) -> Iterator[bytes]:
         for _, number in self._free_leaves(meta, bytearray(meta.last_page + 1)):
             page = self._read_page(meta, number)
             for _, data in read_free_leaf(page, number, meta.last_page):
-                yield self._read_value(meta, data) if isinstance(data, Value) else data
+                yield self._read_value(meta, data)[1] if isinstance(data, Value) else data
 
-    def _read_value(self, meta: Meta, value: Value) -> bytes:
-        offset = value.first * meta.page_size + PAGE_HEADER.size
-        data = os.pread(self._descriptor, value.size, offset)
-        if len(data) < value.size:
+    def _read_value(self, meta: Meta, value: Value) -> tuple[bytes, bytes]:
+        """Read a large value: the header of its first page, and its bytes."""
+        size = PAGE_HEADER.size + value.size
+        data = os.pread(self._descriptor, size, value.first * meta.page_size)
+        if len(data) < size:
             raise Damage(f"it ends within the value on page {value.first}, which is in use")
-        return data
+        return data[: PAGE_HEADER.size], data[PAGE_HEADER.size :]
 
 
 def _is_small(trees: Iterable[Tree]) -> bool:

@@ -12,9 +12,11 @@ take 1 µs a node.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
+import sys
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from itertools import islice
-from operator import gt, lt, neg
+from operator import gt, lt
 from typing import NamedTuple
 
 BRANCH, LEAF, OVERFLOW, META_PAGE = 0x01, 0x02, 0x04, 0x08
@@ -207,6 +209,38 @@ def _branch(page: bytes, number: int, last_page: int) -> Branch:
     return Branch(keys, children)
 
 
+def find_child(
+    page: bytes, number: int, key: bytes | None, *, before: bool
+) -> tuple[int, bytes, bytes | None]:
+    """Find the child for a key on a branch page that was read before: O(log n), not O(n).
+
+    Also gives the keys on the page that the child's lie between; empty and None where these are for
+    the pages above to tell. With ``before`` it is the child for what comes before the key, and for
+    None the last one. Raises ``Damage`` where this is no branch page.
+    """
+    own_number, flags, lower, _ = PAGE_HEADER.unpack_from(page)
+    words = memoryview(page).cast("H")
+    starts = words[PAGE_HEADER.size // 2 : lower // 2]
+    if own_number != number or flags != BRANCH or not starts:
+        raise Damage(f"page {number} is not the one that it should be")
+
+    def key_at(start: int) -> bytes:
+        return page[start + 8 : start + 8 + words[start // 2 + 3]]
+
+    try:
+        place = len(starts)
+        if key is not None:
+            place = (bisect_left if before else bisect_right)(starts, key, 1, key=key_at)
+        low, high, highest, _ = NODE_HEADER.unpack_from(page, starts[place - 1])
+        return (
+            low | high << 16 | highest << 32,
+            key_at(starts[place - 1]) if place > 1 else b"",
+            key_at(starts[place]) if place < len(starts) else None,
+        )
+    except (IndexError, struct.error):
+        raise Damage(f"a node of page {number} lies outside of it") from None
+
+
 def read_leaf(page: bytes, number: int, last_page: int) -> Leaf:
     """Read a leaf page of plain values. Raises ``Damage``; the keys' order is not looked at."""
     starts, end = _bounds(page, number, LEAF)
@@ -331,26 +365,55 @@ def read_free_leaf(page: bytes, number: int, last_page: int) -> list[tuple[int, 
     return found
 
 
-def lists_page(data: bytes, number: int) -> bool:
-    """Tell whether a record of free pages has a page, if it is in order. O(log n)."""
-    if not data or len(data) % PAGE_NUMBER.size:
-        return False
-    numbers = memoryview(data).cast("Q")[1:]
-    place = bisect_left(numbers, -number, key=neg)
-    return place < len(numbers) and numbers[place] == number
+def free_numbers(data: bytes) -> memoryview[int]:
+    """Give the pages of a record of free ones, which ascend if it is whole. O(1)."""
+    if len(data) % PAGE_NUMBER.size:
+        data = b""
+    return memoryview(data).cast("Q")[:0:-1]
 
 
-def read_free_list(data: bytes, last_page: int) -> list[int]:
-    """Read a record of free pages. Raises ``Damage``. O(n), 0.1 µs a page."""
+def use_free_pages(used: bytearray, data: bytes, last_page: int) -> None:
+    """Read a record of free pages, and note each of them as used, once. Raises ``Damage``. O(n).
+
+    0.15 µs a page; 0.03 in a program that has numpy, as those that write arrays do.
+    """
     if len(data) % PAGE_NUMBER.size or not data:
         raise Damage("the list of free pages is cut")
     numbers = memoryview(data).cast("Q")
-    count, numbers = numbers[0], numbers[1:]
-    if count != len(numbers):
+    count, listed = numbers[0], numbers[1:]
+    if count != len(listed):
         raise Damage("the list of free pages has another length than it says")
-    listed = numbers.tolist()
     if listed and (listed[-1] < FIRST_PAGE or listed[0] > last_page):
         raise Damage("the list of free pages goes beyond the last page")
-    if not all(map(gt, listed, islice(listed, 1, None))):
+    # To import it for this would take longer than it saves.
+    use = _use_one_by_one if sys.modules.get("numpy") is None else _use_with_numpy
+    use(used, listed)
+
+
+def _use_one_by_one(used: bytearray, listed: memoryview[int]) -> None:
+    numbers = listed.tolist()
+    _require_free(
+        in_order=all(map(gt, numbers, islice(numbers, 1, None))),
+        is_used=lambda: any(map(used.__getitem__, numbers)),
+    )
+    for number in numbers:
+        used[number] = 1
+
+
+def _use_with_numpy(used: bytearray, listed: memoryview[int]) -> None:
+    import numpy as np
+
+    numbers, marks = np.asarray(listed), np.frombuffer(used, np.uint8)
+    _require_free(
+        in_order=bool((numbers[:-1] > numbers[1:]).all()),
+        is_used=lambda: bool(marks[numbers].any()),
+    )
+    marks[numbers] = 1
+
+
+def _require_free(*, in_order: bool, is_used: Callable[[], bool]) -> None:
+    # Only in order are all of them sure to be pages of the file.
+    if not in_order:
         raise Damage("the list of free pages is not in order")
-    return listed
+    if is_used():
+        raise Damage("a page is in use and free, or free twice")

@@ -39,11 +39,14 @@ _BIG_BYTES = 1024
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
 _OVER_TXN = Ended(SessionStateError, "this txn is over: use it inside its with block")
-_OVER = cast(Transaction, _OVER_TXN)
+OVER = cast(Transaction, _OVER_TXN)
 FORKED_TXN = Ended(
     StorageError, "this process was forked inside this txn: open another in the child"
 )
 FORKED = cast(Transaction, FORKED_TXN)
+
+
+_NO_TABLES: dict[str, Table] = {}
 
 
 @final
@@ -58,8 +61,8 @@ class Txn:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._transaction = _OVER
-        self._tables: dict[str, Table] = {}
+        self._transaction = OVER
+        self._tables = _NO_TABLES
         self._cursors: set[lmdb.Cursor[memoryview]] | None = None
         self._edits = 0
         self._failure: VzarrError | None = None
@@ -152,7 +155,7 @@ class Txn:
         if database in SEALED:
             value = seal(database, key, value)
         table = self._tables[database]
-        if not table.covers(key):
+        if not bisect_right(table.sound, key) & 1:
             self._look(table, key)
         try:
             if overwrite and not table.whole and self._is_big(table, key):
@@ -253,7 +256,7 @@ class Txn:
 
     def _guarded(self, look: Callable[..., _T], *arguments: object) -> _T:
         # Only while the txn lasts are the pages that it will see sure to stay.
-        if self._transaction is _OVER:
+        if self._transaction is OVER:
             raise _OVER_TXN.refusal()
         try:
             return look(*arguments)
@@ -267,7 +270,7 @@ class Txn:
         return value is not None and len(value) >= _BIG_BYTES
 
     def _failed(self, error: lmdb.Error) -> VzarrError:
-        if self._transaction is _OVER:
+        if self._transaction is OVER:
             # A scan that goes on after its txn, whose cursor is closed.
             return _OVER_TXN.refusal()
         # What an exception left half done must not be committed by a caller who caught it.
@@ -288,7 +291,7 @@ class Txn:
     def _end(self) -> None:
         """Let go of LMDB's transaction: its last reference frees its place among the readers."""
         self._close_cursors()
-        self._transaction = _OVER
+        self._transaction = OVER
 
     def _abandon(self) -> None:
         """Forget a transaction of the parent process, which must not be ended from here.

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.processes import PATIENCE, Child, threads, until
-from vzarr import datafile, lmdberrors, mapping, registry
+from vzarr import datafile, lmdberrors, memorymap, registry
 from vzarr import environment as module
 from vzarr.environment import DATABASES, Environment, Txn
 from vzarr.errors import AlreadyExistsError, BusyError, FullError, StorageError, VzarrError
@@ -473,7 +473,7 @@ def test_a_writer_that_is_killed_leaves_nothing(environment: Environment) -> Non
 def test_the_places_of_killed_readers_are_taken_back(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (mapping, lmdberrors):
+    for name in (memorymap, lmdberrors):
         monkeypatch.setattr(name, "MAX_READERS", 4)
     monkeypatch.setattr(datafile, "LOCK_FILE_BYTES", 128 + 64 * 4)
     environment = Environment.create(file, nothing)
@@ -529,8 +529,8 @@ def test_waiting_for_another_process_can_be_interrupted(environment: Environment
 def test_the_growth_of_another_process_is_followed(
     file: str, monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
-    monkeypatch.setattr(mapping, "INITIAL_MAP_BYTES", 2 << 20)
-    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(memorymap, "INITIAL_MAP_BYTES", 2 << 20)
+    monkeypatch.setattr(memorymap, "MINIMUM_MAP_BYTES", 1 << 20)
     Environment.create(file, nothing).close()
     environment = Environment.open(file, writable=writable)
     assert environment.info().map_bytes == 2 << 20
@@ -560,9 +560,9 @@ def test_the_growth_of_another_process_is_followed(
 
 GROW = """
 import sys
-from vzarr import environment as module, mapping
-mapping.INITIAL_MAP_BYTES = 2 << 20
-mapping.MINIMUM_MAP_BYTES = 1 << 20
+from vzarr import environment as module, memorymap
+memorymap.INITIAL_MAP_BYTES = 2 << 20
+memorymap.MINIMUM_MAP_BYTES = 1 << 20
 environment = module.Environment.open(sys.argv[1], writable=True)
 for number in range(5):
     with environment.write(room=3 << 20) as txn:
@@ -591,8 +591,8 @@ def subprocess_growth(file: str) -> int:
 def test_writers_of_many_processes_grow_the_map_together(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mapping, "INITIAL_MAP_BYTES", 1 << 20)
-    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(memorymap, "INITIAL_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(memorymap, "MINIMUM_MAP_BYTES", 1 << 20)
     environment = Environment.create(file, nothing)
 
     def write(name: int) -> None:

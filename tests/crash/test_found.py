@@ -123,7 +123,7 @@ def test_creation_never_leaves_an_empty_file(tmp_path: Path, monkeypatch: pytest
 
 def test_creation_where_a_rename_may_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Elsewhere an empty file takes the name first, so that nothing is overwritten."""
-    monkeypatch.setattr(draft, "_rename_in_one_step", lambda path, target: False)
+    monkeypatch.setattr(draft, "_rename_in_one_step", lambda path, target, flag: False)
     vzarr.open(tmp_path / "new.vzarr", "w-").close()
     with pytest.raises(vzarr.AlreadyExistsError):
         vzarr.open(tmp_path / "new.vzarr", "w-")

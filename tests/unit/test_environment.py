@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vzarr import access, creation, datafile, draft, lmdberrors, mapping, system
+from vzarr import access, creation, datafile, draft, lmdberrors, memorymap, system
 from vzarr.activity import Activity
 from vzarr.environment import DATABASES, Environment, Txn
 from vzarr.errors import (
@@ -211,8 +211,8 @@ def test_create_leaves_nothing_when_a_failed_put_is_caught(file: str) -> None:
     [
         (creation, "place"),
         (draft, "sync_directory"),
-        (mapping, "examine"),
-        (mapping, "_map_for_writing"),
+        (memorymap, "examine"),
+        (memorymap, "_map_for_writing"),
     ],
 )
 def test_create_leaves_nothing_when_a_step_fails(
@@ -790,7 +790,7 @@ def test_places_among_the_readers_are_given_back(environment: Environment) -> No
 
 
 def test_too_many_readers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (mapping, lmdberrors):
+    for name in (memorymap, lmdberrors):
         monkeypatch.setattr(name, "MAX_READERS", 4)
     monkeypatch.setattr(datafile, "LOCK_FILE_BYTES", 128 + 64 * 4)
     environment = Environment.create(file, nothing)
@@ -998,7 +998,7 @@ def test_info(environment: Environment) -> None:
     assert info.path == environment.path
     assert info.file_bytes == os.path.getsize(environment.path)
     assert 1 << 20 < info.used_bytes <= info.file_bytes
-    assert info.map_bytes == mapping.INITIAL_MAP_BYTES
+    assert info.map_bytes == memorymap.INITIAL_MAP_BYTES
     assert info.page_size == probe(environment.path).page_size
     assert info.last_txn_id == environment.last_txn_id()
     assert info.entries == {**dict.fromkeys(DATABASES, 0), "chunks": 1}
@@ -1144,8 +1144,8 @@ def test_opening_for_writing_waits_at_the_gate(file: str) -> None:
 
 @pytest.fixture
 def small_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapping, "INITIAL_MAP_BYTES", 2 << 20)
-    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(memorymap, "INITIAL_MAP_BYTES", 2 << 20)
+    monkeypatch.setattr(memorymap, "MINIMUM_MAP_BYTES", 1 << 20)
 
 
 def test_the_map_grows_ahead(small_map: None, environment: Environment) -> None:
@@ -1235,7 +1235,7 @@ def test_the_map_is_as_big_as_it_can_be(file: str, monkeypatch: pytest.MonkeyPat
     with opened(file, writable=True) as environment:
         assert sizes == [size << 30 for size in (64, 32, 16, 8, 4)]
         fill(environment, 1)
-    monkeypatch.setattr(mapping, "MINIMUM_MAP_BYTES", 20 << 30)
+    monkeypatch.setattr(memorymap, "MINIMUM_MAP_BYTES", 20 << 30)
     with pytest.raises(FullError, match="address space"):
         Environment.open(file, writable=True)
 

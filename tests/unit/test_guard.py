@@ -21,6 +21,7 @@ from vzarr.datafile import DATABASES
 from vzarr.environment import Environment, Txn
 from vzarr.errors import CorruptError
 from vzarr.guard import Guard, Table
+from vzarr.pages import Branch, read_branch
 
 PAGE = 4096
 COUNT = 2000
@@ -137,6 +138,24 @@ def test_ranges_that_meet_become_one():
     assert table.sound == [b""]
 
 
+RANGES = st.tuples(st.integers(0, 9), st.integers(1, 10)).filter(lambda pair: pair[0] < pair[1])
+
+
+@given(st.lists(RANGES), RANGES)
+def test_a_branch_page_is_known_if_all_of_its_range_is(ranges, wanted):
+    def border(number: int) -> bytes | None:
+        return None if number == 10 else bytes(number)
+
+    table = Table("chunks", None)
+    known: set[int] = set()
+    for low, high in ranges:
+        table.add_branch(1, bytes(low), border(high))
+        known |= set(range(low, high))
+    low, high = wanted
+    assert table.covers_branch(1, bytes(low), border(high)) == (known >= set(range(low, high)))
+    assert not table.covers_branch(2, b"", None)
+
+
 # ── what is sound ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -146,7 +165,7 @@ def test_all_that_lmdb_writes_is_sound(tmp_path, seed):
     dice = random.Random(seed)
     path = tmp_path / "test"
     Environment.create(str(path), lambda _: None).close()
-    with lmdb.open(str(path), subdir=False, max_dbs=8, map_size=1 << 28) as handle:
+    with lmdb.open(str(path), subdir=False, max_dbs=len(DATABASES), map_size=1 << 28) as handle:
         databases = [handle.open_db(name.encode()) for name in DATABASES]
         known: list[set[bytes]] = [set() for _ in DATABASES]
         for _ in range(25):
@@ -230,6 +249,52 @@ def test_only_what_is_needed_is_looked_at(file, opened):
         # Again, and without an end to it.
         with pytest.raises(CorruptError, match=str(file)):
             txn.get("chunks", key(1000))
+
+
+def test_a_branch_page_is_read_in_whole_once(file, opened, monkeypatch):
+    """Others are made of it by LMDB: their keys lead the way, and are not checked again."""
+    read: list[int] = []
+
+    def counting(page: bytes, number: int, last_page: int) -> Branch:
+        read.append(number)
+        return read_branch(page, number, last_page)
+
+    monkeypatch.setattr(guards, "read_branch", counting)
+    environment = opened()
+    tree = state_of(file).trees["chunks"]
+    assert tree.depth == 3
+    for number in range(0, COUNT, 7):
+        with environment.write() as txn:
+            txn.put("chunks", key(number) + b"x", b"new")
+    for number in range(COUNT):
+        with environment.read() as txn:
+            assert txn.contains("chunks", key(number))
+    assert len(read) <= tree.branch_pages
+
+
+def test_a_branch_page_that_nobody_came_to_is_not_trusted(file, opened):
+    last = page_of(file, key(COUNT - 1))
+    data = file.read_bytes()
+    branch = next(
+        number
+        for number in range(2, len(data) // PAGE)
+        if struct.unpack_from("=Q2xH", data, number * PAGE) == (number, 1)
+        and struct.pack("=Q", last)[:4] in data[number * PAGE : (number + 1) * PAGE]
+        and last in children_of(data, number)
+    )
+    edit(file, branch * PAGE + PAGE - 30, b"\xff" * 20)
+    environment = opened()
+    with environment.write() as txn:
+        # The root is known now, and another one is made of it.
+        txn.put("chunks", key(1), b"new")
+    with environment.read() as txn:
+        assert txn.get("chunks", key(1)) == b"new"
+        with pytest.raises(CorruptError):
+            txn.get("chunks", key(COUNT - 1))
+
+
+def children_of(data: bytes, number: int) -> list[int]:
+    return read_branch(data[number * PAGE : (number + 1) * PAGE], number, 1 << 20).children
 
 
 @pytest.mark.parametrize("reverse", [False, True])

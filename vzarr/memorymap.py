@@ -45,11 +45,12 @@ class Opened:
     lock_file: int
     """Our own descriptor of LMDB's lock file; negative where there is none."""
 
-    def has_lock_file(self) -> bool:
-        """Tell whether the lock file is still there: all who come later use another one. 0.5 µs.
+    def is_sound(self) -> bool:
+        """Tell whether the lock file is still there: all who come later use another one. 1 µs.
 
-        Raises ``StorageError``.
+        Raises ``CorruptError`` if the data file was cut off, and ``StorageError``.
         """
+        self.guard.require_length()
         try:
             return self.lock_file < 0 or os.fstat(self.lock_file).st_nlink > 0
         except OSError as error:
