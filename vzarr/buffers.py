@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import TypeAlias, final
 
 import numpy as np
@@ -45,6 +46,16 @@ class BufferPool:
         source = np.frombuffer(data, np.uint8)
         target = self._take(len(source))
         np.copyto(target, source)
+        target.flags.writeable = False
+        return target.data
+
+    def filled(self, nbytes: int, fill: Callable[[memoryview], object]) -> memoryview:
+        """Let a function fill a buffer, say from a file; read-only then, and as ``copy`` gives it.
+
+        The function must not keep what it is given.
+        """
+        target = self._take(nbytes)
+        fill(target.data)
         target.flags.writeable = False
         return target.data
 

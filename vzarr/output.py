@@ -118,8 +118,14 @@ class Output:
             yield None
             return
         from rich.progress import Progress as Bar
+        from rich.progress import Task, TextColumn
 
-        bar = Bar(console=Console(stderr=True), transient=True)
+        class Rate(TextColumn):
+            def render(self, task: Task) -> Text:
+                return Text("" if task.speed is None else f"{scaled(task.speed)}/s", self.style)
+
+        columns = *Bar.get_default_columns(), Rate("", "progress.data.speed")
+        bar = Bar(*columns, console=Console(stderr=True), transient=True)
         task = bar.add_task("")
         begun = time.monotonic()
 
@@ -181,6 +187,15 @@ def plain(value: Any) -> Any:
         case tuple() | list():
             return [plain(item) for item in value]
     return value
+
+
+def scaled(number: float) -> str:
+    """Give a number in three digits: 12.3 k, 4.56 M."""
+    for unit in ("", " k", " M", " G"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} T"
 
 
 def first_line(message: str) -> str:

@@ -70,6 +70,21 @@ def test_the_pool_keeps_no_more_than_its_budget():
     assert sum(array.size for array in pool._arrays) <= 3000
 
 
+def test_a_buffer_is_filled_by_a_function_and_then_stays():
+    pool = BufferPool()
+
+    def fill(buffer: memoryview) -> None:
+        buffer[:] = b"x" * len(buffer)
+
+    filled = pool.filled(5000, fill)
+    assert bytes(filled) == b"x" * 5000
+    assert filled.readonly
+    where = address(filled)
+    assert address(pool.copy(bytes(5000))) != where
+    del filled
+    assert address(pool.copy(bytes(5000))) == where
+
+
 def test_threads_never_share_a_buffer():
     pool = BufferPool()
     barrier = threading.Barrier(8)
