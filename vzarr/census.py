@@ -15,7 +15,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from vzarr import refs
+from vzarr import absence, refs
 from vzarr.environment import Txn
 from vzarr.errors import CorruptError
 from vzarr.format import (
@@ -147,6 +147,7 @@ class Walk:
         self.values = Values()
         self._txn = txn
         self._path = path
+        self._left_out = frozenset(absence.noted(txn))
         self._commit = self._names = 0
         self.number: dict[Digest, int] = {}
 
@@ -180,7 +181,7 @@ class Walk:
         )
 
     def _root(self, digest: bytes) -> None:
-        if self._unchanged(digest):
+        if self._unchanged(digest) or digest in self._left_out:
             return
         data = _get(self._txn, "nodes", digest, self._path)
         if entry_digest(data) != digest:
@@ -227,7 +228,7 @@ class Walk:
                 self._entry(join(path, decode_name(key)), decode_entry(value))
 
     def _node(self, digest: bytes) -> tuple[int, list[bytes], list[bytes]] | None:
-        if self._unchanged(digest):
+        if self._unchanged(digest) or digest in self._left_out:
             return None
         data = _get(self._txn, "nodes", digest, self._path)
         if node_digest(data) != digest:

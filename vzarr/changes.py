@@ -172,7 +172,7 @@ class ChangeSet:
     def staged(self, digest: bytes) -> Bytes | None:
         """Give bytes that are not in LMDB yet. O(1)."""
         data = self._fresh.get(digest)
-        if data is None:
+        if data is None and self._waiting:
             for batch in tuple(self._waiting):
                 data = batch.blobs.get(digest)
                 if data is not None:

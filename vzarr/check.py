@@ -110,6 +110,7 @@ class _Check:
         self._problems: list[Problem] = []
         self._omitted = 0
         self._commits = self._nodes = self._chunks = self._nbytes = 0
+        self._left_out = 0
         self._garbage: tuple[int, int] | None = None
 
     def report(self) -> Report:
@@ -127,6 +128,7 @@ class _Check:
             garbage=garbage,
             garbage_bytes=garbage_bytes,
             seconds=self._meter.seconds,
+            left_out=self._left_out,
         )
 
     # ── LMDB's structure ─────────────────────────────────────────────────────────────────────────
@@ -225,6 +227,7 @@ class _Check:
             self._commits, self._nodes = len(walk.commits), walk.inspection.nodes
             self._chunks = len(values.seen)
             self._nbytes = walk.loader.nbytes + values.nbytes
+            self._left_out = len(walk.loader.left_out)
             if self._whole and all(problem.kind in _HIDES_NOTHING for problem in self._problems):
                 self._meter.stage("garbage", total)
                 self._garbage = self._count_garbage(source, alive, walk)

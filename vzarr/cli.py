@@ -14,7 +14,17 @@ from typing import Never
 import click
 
 import vzarr
-from vzarr import verbs, verbs_merge, verbs_refs, verbs_rescue, verbs_space, verbs_upkeep
+from vzarr import (
+    verbs,
+    verbs_export,
+    verbs_import,
+    verbs_merge,
+    verbs_refs,
+    verbs_rescue,
+    verbs_space,
+    verbs_sync,
+    verbs_upkeep,
+)
 from vzarr.command import Commands
 from vzarr.output import Output
 
@@ -69,6 +79,16 @@ for _verb in (
     verbs_upkeep.expire,
     verbs_upkeep.compact,
     verbs_upkeep.backup,
+    verbs_import.import_,
+    verbs_export.export,
+    verbs_sync.clone,
+    verbs_sync.fetch,
+    verbs_sync.pull,
+    verbs_sync.push,
+    verbs_sync.remote,
+    verbs_sync.bundle,
+    verbs_sync.unbundle,
+    verbs_sync.serve,
     verbs_space.du,
     verbs_space.redact,
     verbs_rescue.recover,

@@ -16,6 +16,7 @@ from typing import Any
 from vzarr.printable import printable
 
 __all__ = [
+    "AbsentError",
     "AlreadyExistsError",
     "BusyError",
     "CommitNotFoundError",
@@ -28,12 +29,15 @@ __all__ = [
     "InvalidInputError",
     "MergeConflict",
     "NotARepositoryError",
+    "NotFastForwardError",
     "NotFoundError",
     "ReadOnlyError",
     "RefNotFoundError",
     "SessionNotFoundError",
     "SessionStateError",
     "StorageError",
+    "TransferError",
+    "UnrelatedError",
     "VzarrError",
 ]
 
@@ -66,6 +70,13 @@ class SessionNotFoundError(NotFoundError):
     """No session has this id."""
 
 
+class AbsentError(NotFoundError):
+    """Data that a shallow or partial clone has left out. ``.name`` is the digest of what it lacks.
+
+    It is where the clone came from: fetch it with ``repo.fetch(complete=True)``.
+    """
+
+
 class AlreadyExistsError(VzarrError):
     """A file, branch, tag or node of this name is there already. ``.name`` names it."""
 
@@ -89,6 +100,17 @@ class MergeConflict(ConflictError):  # noqa: N818 - the public name
     """Two branches changed the same things since their merge base; nothing was written."""
 
 
+class NotFastForwardError(ConflictError):
+    """A branch has commits that the one it was to move to lacks; nothing was moved.
+
+    ``.branch`` is its name. Pull first, which merges; or push with ``force``, which drops them.
+    """
+
+    def __init__(self, message: str, *, branch: str = "") -> None:
+        super().__init__(message)
+        self.branch = branch
+
+
 class ReadOnlyError(VzarrError, ValueError):
     """A write to a repository, session or store that only reads."""
 
@@ -99,6 +121,10 @@ class SessionStateError(VzarrError):
 
 class InvalidInputError(VzarrError, ValueError):
     """An argument that vzarr cannot take."""
+
+
+class UnrelatedError(InvalidInputError):
+    """A repository that has no commit in common with this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +169,13 @@ class FullError(StorageError):
 
     def __init__(self, message: str, *, code: int = errno.ENOSPC) -> None:
         super().__init__(message, code=code)
+
+
+class TransferError(VzarrError, ConnectionError):
+    """The other side hung up, cannot be reached, or said what makes no sense; nothing was moved.
+
+    What arrived is kept for a while, and the same call goes on from there.
+    """
 
 
 class FormatError(VzarrError):

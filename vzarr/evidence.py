@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, final
 
 from vzarr.errors import CorruptError
-from vzarr.format import DIGEST_BYTES, Digest, chunk_digest, decode_blob
+from vzarr.format import ABSENT_PREFIX, DIGEST_BYTES, Digest, chunk_digest, decode_blob
 from vzarr.node import row_of
 
 MISSING = "it is missing"
@@ -74,6 +74,8 @@ class Loader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.nbytes = 0
+        self.left_out = _left_out(source)
+        """What a shallow or partial clone has left out."""
 
     def load(
         self,
@@ -94,6 +96,23 @@ class Loader:
             return decode(data)
         except CorruptError as error:
             raise LostError(str(error)) from error
+
+
+def _left_out(source: Source) -> frozenset[bytes]:
+    """List the digests of objects that are noted as absent, and are. O(their number · log n)."""
+    found: set[bytes] = set()
+    try:
+        with source.read() as txn:
+            for key, _ in txn.scan("meta", start=ABSENT_PREFIX, keys_only=True):
+                if not key.startswith(ABSENT_PREFIX):
+                    break
+                digest = key.removeprefix(ABSENT_PREFIX)
+                if not (txn.contains("nodes", digest) or txn.contains("chunks", digest)):
+                    found.add(digest)
+    except CorruptError:
+        # What of it cannot be read counts as missing, which is told.
+        return frozenset(found)
+    return frozenset(found)
 
 
 @final

@@ -162,7 +162,8 @@ def _remove(txn: Txn, branch: str, rule: _Rule, *, dry_run: bool) -> tuple[int, 
 
 def _entries_to_go(txn: Txn, branch: str, rule: _Rule) -> Iterator[tuple[int, ReflogRecord, bool]]:
     """List what is to go, the oldest first; of the head's own, which ends it, the origin goes."""
-    exists = refs.find_head(txn, branch) is not None
+    # What is known of a branch elsewhere is such an entry.
+    exists = (refs.find_head(txn, branch) or refs.tracked_head(txn, branch)) is not None
     keep = rule.keep_last or 0
     if not exists and rule.cutoff is not None:
         # Else what it was about would never be freed.

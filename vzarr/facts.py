@@ -25,7 +25,7 @@ CHANGE_KEYS = (
 CONFLICT_KEYS = "path kind document coordinates region"
 REPORT_KEYS = (
     "path level ok problems[kind message cost path document coordinates region commit branches "
-    "tags commits] omitted commits nodes chunks nbytes garbage garbage_bytes seconds"
+    "tags commits] omitted commits nodes chunks nbytes garbage garbage_bytes seconds left_out"
 )
 
 

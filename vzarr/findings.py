@@ -124,6 +124,8 @@ class Report:
     garbage_bytes: int | None
     """How many bytes these have."""
     seconds: float
+    left_out: int = 0
+    """How many snapshots, groups, arrays and files a shallow or partial clone has left out."""
 
     @property
     def ok(self) -> bool:
@@ -138,6 +140,11 @@ class Report:
         lines.append(f"{self.path}: {verdict} ({self.level} check)")
         checked = f"{self.commits:,} commits, {self.nodes:,} nodes, {self.chunks:,} chunks"
         lines.append(f"{checked}; {self.nbytes:,} bytes hashed in {self.seconds:.1f} s")
+        if self.left_out:
+            lines.append(
+                f"left out by a shallow or partial clone: {self.left_out:,} snapshots, groups, "
+                "arrays and files"
+            )
         if self.garbage:
             lines.append(f"garbage: {self.garbage:,} objects of {self.garbage_bytes:,} bytes")
         return "\n".join(lines)

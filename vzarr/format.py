@@ -311,6 +311,38 @@ def decode_repository(data: bytes) -> RepositoryRecord:
     )
 
 
+ABSENT_PREFIX = b"absent/"
+"""In ``meta``, before the digest of an object that a shallow or partial clone has left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRecord:
+    """Another repository that this one knows by a name."""
+
+    name: str
+    url: str
+    """A path, or ``user@host:path``."""
+    path: str = ""
+    """The group or array of it that is fetched alone; all of it, if that is empty."""
+
+
+def encode_remotes(records: Sequence[RemoteRecord]) -> bytes:
+    """Encode the record at ``meta/remotes``, in the order of the names."""
+    names = [record.name for record in records]
+    _require_text(*names, *(text for record in records for text in (record.url, record.path)))
+    _require(sorted(set(names)) == names, "remotes are not in the order of their names")
+    return _pack([[record.name, record.url, record.path] for record in records])
+
+
+def decode_remotes(data: bytes) -> list[RemoteRecord]:
+    """Decode the record at ``meta/remotes``."""
+
+    def build(fields: Any) -> list[RemoteRecord]:
+        return [RemoteRecord(*row) for row in fields]
+
+    return _decode(data, "record of the remotes", build, encode_remotes)
+
+
 # ── commits, tags, reflog, sessions ──────────────────────────────────────────────────────────────
 
 
@@ -747,8 +779,10 @@ def encode_entry(entry: Entry) -> bytes:
     )
 
 
+# A commit meets an entry and its neighbours several times.
+@lru_cache(maxsize=1 << 12)
 def decode_entry(data: bytes) -> Entry:
-    """Decode an entry."""
+    """Decode an entry. O(size), O(1) where it was decoded before."""
 
     def build(fields: Any) -> Entry:
         documents, layout, index, directory, file = fields

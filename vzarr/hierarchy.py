@@ -443,27 +443,28 @@ def collect(overlay: Overlay, *roots: Entry) -> tuple[dict[bytes, bytes], set[by
         blobs.update(blob.digest for blob in entry.documents.values())
         if entry.file is not None:
             blobs.add(entry.file.digest)
-        for tree, leaf in ((entry.index, visit_chunk), (entry.directory, visit_member)):
+        for tree, leaf in ((entry.index, visit_chunks), (entry.directory, visit_members)):
             if tree is not None:
                 walk(tree.digest, leaf)
 
-    def visit_chunk(value: bytes) -> None:
-        blobs.add(value[:DIGEST_BYTES])
+    def visit_chunks(values: list[bytes]) -> None:
+        blobs.update([value[:DIGEST_BYTES] for value in values])
 
-    def visit_member(value: bytes) -> None:
-        visit(decode_entry(value))
+    def visit_members(values: list[bytes]) -> None:
+        for value in values:
+            visit(decode_entry(value))
 
-    def walk(digest: bytes, leaf: Callable[[bytes], None]) -> None:
+    def walk(digest: bytes, leaf: Callable[[list[bytes]], None]) -> None:
         data = overlay.fresh(digest)
         if data is None or digest in nodes:
             return
         nodes[digest] = data
         node = overlay.load(digest)
+        if node.level == 0:
+            leaf(node.values)
+            return
         for value in node.values:
-            if node.level:
-                walk(value[:DIGEST_BYTES], leaf)
-            else:
-                leaf(value)
+            walk(value[:DIGEST_BYTES], leaf)
 
     for root in roots:
         visit(root)

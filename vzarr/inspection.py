@@ -91,6 +91,7 @@ class Inspection:
     ) -> None:
         """``whole`` also asks whether documents are JSON; ``step`` is called for each object."""
         self._load = loader.load
+        self._left_out = loader.left_out
         self._values = values
         self._whole = whole
         self._step = step
@@ -115,6 +116,8 @@ class Inspection:
     def snapshot(self, root: bytes) -> tuple[Place, ...]:
         """Look at a snapshot; give where it is damaged. O(new nodes)."""
         places = self._roots.get(root)
+        if places is None and root in self._left_out:
+            return ()
         if places is None:
             self._step(1)
             try:
@@ -141,14 +144,14 @@ class Inspection:
     def _entry_places(self, entry: Entry, context: Context) -> list[Place]:
         places = self._node_documents(entry)
         # In _entry, _node and _members a path's depth becomes depth of calls: no others between.
-        if entry.index is not None:
+        if entry.index is not None and entry.index.digest not in self._left_out:
             known = self._node(entry.index.digest, False, ())
             places += self._located(entry, self._judged(entry.index, known, "index"))
-        if entry.directory is not None:
+        if entry.directory is not None and entry.directory.digest not in self._left_out:
             within = ((entry.layout, ""), *context) if entry.layout is not None else context
             known = self._node(entry.directory.digest, True, within)
             places += self._judged(entry.directory, known, "directory")
-        if entry.file is not None:
+        if entry.file is not None and entry.file.digest not in self._left_out:
             reference = encode_blob(entry.file)
             self._values.look([reference])
             if problem := self._values.bad.get(reference):

@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from vzarr import absence
 from vzarr.environment import Txn
 from vzarr.errors import CorruptError
 from vzarr.format import (
@@ -151,7 +152,8 @@ class Marks:
     def _commit(self, txn: Txn, digest: bytes) -> None:
         if digest in self.commits:
             return
-        record = decode_commit(self._get(txn, "commits", digest, commit_digest, "commit"))
+        data = self._get(txn, "commits", digest, commit_digest, "commit")
+        record = decode_commit(data or b"")
         self.commits.add(digest)
         for parent in record.parents:
             self.want_commit(parent)
@@ -160,11 +162,10 @@ class Marks:
     def _root(self, txn: Txn, digest: bytes) -> None:
         if digest in self.nodes:
             return
-        entry = decode_entry(
-            self._get(txn, "nodes", digest, entry_digest, "the root of a snapshot")
-        )
-        self.nodes.add(digest)
-        self._entry(entry)
+        data = self._get(txn, "nodes", digest, entry_digest, "the root of a snapshot")
+        if data is not None:
+            self.nodes.add(digest)
+            self._entry(decode_entry(data))
 
     def _entry(self, entry: Entry) -> None:
         self.values.add(blob.digest for blob in entry.documents.values())
@@ -180,7 +181,10 @@ class Marks:
     def _index(self, txn: Txn, digest: bytes) -> None:
         if digest in self.nodes:
             return
-        level, width, values = decode_values(self._read_node(txn, digest))
+        data = self._read_node(txn, digest)
+        if data is None:
+            return
+        level, width, values = decode_values(data)
         if width != (REFERENCE.size if level else BLOB_BYTES):
             raise CorruptError(
                 f"index node {digest.hex()[:12]} of {self._path} is damaged: a value in it is no "
@@ -195,16 +199,20 @@ class Marks:
     def _directory(self, txn: Txn, digest: bytes) -> None:
         if digest in self.nodes:
             return
-        node = decode_node(self._read_node(txn, digest))
+        data = self._read_node(txn, digest)
+        if data is None:
+            return
+        node = decode_node(data)
         if node.level:
             self._want_nodes(self._directory, (value[:DIGEST_BYTES] for value in node.values))
         else:
             for value in node.values:
                 self._entry(decode_entry(value))
 
-    def _read_node(self, txn: Txn, digest: bytes) -> bytes:
+    def _read_node(self, txn: Txn, digest: bytes) -> bytes | None:
         data = self._get(txn, "nodes", digest, node_digest, "index node")
-        self.nodes.add(digest)
+        if data is not None:
+            self.nodes.add(digest)
         return data
 
     def _want_nodes(self, visit: Callable[[Txn, bytes], None], digests: Iterable[bytes]) -> None:
@@ -212,10 +220,13 @@ class Marks:
 
     def _get(
         self, txn: Txn, database: str, digest: bytes, hashed: Callable[[bytes], Any], what: str
-    ) -> bytes:
+    ) -> bytes | None:
+        """Read an object; None for one that a shallow or partial clone has left out."""
         data = txn.get(database, digest)
         if data is not None and hashed(data) == digest:
             return data
+        if data is None and database == "nodes" and absence.is_noted(txn, digest):
+            return None
         problem = "missing" if data is None else "damaged: its bytes do not match its digest"
         raise CorruptError(
             f"{what} {digest.hex()[:12]} of {self._path} is {problem}. What it refers to cannot be "

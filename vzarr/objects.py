@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Generic, Literal, Protocol, TypeVar, final
 
+from vzarr import absence
 from vzarr.environment import Environment, Txn
 from vzarr.errors import CorruptError
 from vzarr.format import (
@@ -80,6 +81,15 @@ class Cache(Generic[_K, _V]):
 # Objects never change, so that every session of every repository in the process shares these.
 _nodes: Cache[bytes, Node] = Cache(_CACHE_BYTES)
 _entries: Cache[tuple[bytes, str], Entry] = Cache(1 << 14)
+# But for those that are shallow or partial, by path: what another one has, these may lack, and what
+# is made of it would refer to what is nowhere in the file.
+_nodes_of_partial: dict[str, Cache[bytes, Node]] = {}
+
+
+def _note_partial(txn: Txn, path: str) -> None:
+    """Let a repository, if something is left out of it, have a cache of its own. O(log n)."""
+    if path not in _nodes_of_partial and absence.is_any(txn):
+        _nodes_of_partial[path] = Cache(_CACHE_BYTES)
 
 
 class Store(Protocol):
@@ -118,11 +128,13 @@ class Objects:
 
         Raises ``CorruptError`` if it is missing or damaged. O(1), a hash of the node when cold.
         """
-        node = _nodes.get(digest)
+        nodes = _nodes_of_partial.get(self.environment.path, _nodes)
+        node = nodes.get(digest)
         if node is None:
             with self.environment.read() as txn:
                 data = txn.get("nodes", digest)
             if data is None:
+                self._require_kept("a group or an array, index node", digest)
                 raise CorruptError(
                     f"index node {digest.hex()[:12]} is missing from {self.environment.path}",
                     path=self.environment.path,
@@ -134,7 +146,7 @@ class Objects:
                     path=self.environment.path,
                 )
             node = decode_node(data)
-            _nodes.put(digest, node, len(data) * _DECODED_FACTOR)
+            nodes.put(digest, node, len(data) * _DECODED_FACTOR)
         return node
 
     def save(self, node_bytes: bytes) -> bytes:
@@ -149,6 +161,10 @@ class Objects:
         """Give the root entry of a snapshot. Raises ``CorruptError``."""
         with self.environment.read() as txn:
             data = txn.get("nodes", digest)
+            # Whoever reads or edits a tree begins here.
+            _note_partial(txn, self.environment.path)
+        if data is None:
+            self._require_kept("the snapshot", digest)
         if data is None or entry_digest(data) != digest:
             raise CorruptError(
                 f"the root {digest.hex()[:12]} of a snapshot of {self.environment.path} is "
@@ -182,14 +198,21 @@ class Objects:
         What it gives lies in LMDB's memory and must not be touched once the block has ended. The
         file keeps the space of what is deleted meanwhile, so the block should not be long.
         """
+        always = self.verify == "always"
         with self.environment.read() as txn:
 
             def read(blob: Blob) -> Bytes:
-                view = txn.view("chunks", blob.digest)
+                digest, length = blob
+                view = txn.view("chunks", digest)
                 if view is None:
                     # It may have come into the file after the txn began.
                     return self.fetch(blob)
-                return self._sound(blob, view, self._checksum(txn, blob))
+                if length >= CHECKSUM_FROM_BYTES:
+                    return self._sound(blob, view, self._checksum(txn, blob))
+                # Of small chunks there are many.
+                if always and len(view) == length and chunk_digest(view) == digest:
+                    return view
+                return self._sound(blob, view, None)
 
             yield read
 
@@ -201,6 +224,7 @@ class Objects:
 
     def _sound(self, blob: Blob, data: Bytes | None, checksum: bytes | None) -> Bytes:
         if data is None:
+            self._require_kept("file", blob.digest)
             problem = "missing"
         elif len(data) != blob.length:
             problem = f"damaged: it has {len(data)} bytes instead of {blob.length}"
@@ -212,6 +236,12 @@ class Objects:
             f"chunk {blob.digest.hex()[:12]} of {self.environment.path} is {problem}",
             path=self.environment.path,
         )
+
+    def _require_kept(self, what: str, digest: bytes) -> None:
+        """Raise ``AbsentError`` if what is missing was left out by a shallow or partial clone."""
+        with self.environment.read() as txn:
+            if absence.is_noted(txn, digest):
+                raise absence.left_out(what, digest, self.environment.path)
 
     def _must_verify(self, digest: Digest) -> bool:
         if self.verify != "first":
@@ -299,6 +329,13 @@ def copy(data: Bytes) -> Bytes:
     return buffers.pool.copy(data)
 
 
+def _is_intact(blob: Blob, data: Bytes, checksum: bytes | None) -> bool:
+    # A checksum that is damaged itself says nothing.
+    if checksum is not None and chunk_checksum(data) == checksum:
+        return True
+    return chunk_digest(data) == blob.digest
+
+
 def cached_entry(directory: bytes, name: str) -> Entry | None:
     """Look up a decoded directory entry by the digest of its directory's root and its name."""
     return _entries.get((directory, name))
@@ -307,6 +344,12 @@ def cached_entry(directory: bytes, name: str) -> Entry | None:
 def cache_entry(directory: bytes, name: str, entry: Entry) -> None:
     """Keep a decoded directory entry: what lies under a digest never changes."""
     _entries.put((directory, name), entry, 1)
+
+
+def put_chunk(txn: Txn, digest: bytes, data: Bytes) -> None:
+    """Write the bytes of a chunk, document or file, unless they are there. O(n + log n)."""
+    if txn.put("chunks", digest, data, overwrite=False) and len(data) >= CHECKSUM_FROM_BYTES:
+        txn.put("checksums", digest, chunk_checksum(data))
 
 
 def put_root(txn: Txn, root: Entry) -> Digest:
@@ -320,16 +363,3 @@ def put_root(txn: Txn, root: Entry) -> Digest:
 def root_digest(root: Entry) -> Digest:
     """Compute the digest of a snapshot's root: equal data, equal digest, in any file."""
     return entry_digest(encode_entry(root))
-
-
-def _is_intact(blob: Blob, data: Bytes, checksum: bytes | None) -> bool:
-    # A checksum that is damaged itself says nothing.
-    if checksum is not None and chunk_checksum(data) == checksum:
-        return True
-    return chunk_digest(data) == blob.digest
-
-
-def put_chunk(txn: Txn, digest: bytes, data: Bytes) -> None:
-    """Write the bytes of a chunk, document or file, unless they are there. O(n + log n)."""
-    if txn.put("chunks", digest, data, overwrite=False) and len(data) >= CHECKSUM_FROM_BYTES:
-        txn.put("checksums", digest, chunk_checksum(data))

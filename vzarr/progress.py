@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import final
 
 Progress = Callable[[int, int, str], object]
-"""Is told how much of how much is done, and of what. Its exceptions end the work."""
+"""Is told how much of how much is done, and of what; of 0, where nobody knows how much it will be.
+Its exceptions end the work."""
 
 INTERVAL = 0.05
 """Seconds between calls."""

@@ -218,7 +218,8 @@ class _Recovery:
                 "a backup",
                 path=salvage.path,
             )
-        saving = Saving(salvage, retelling, names, meter.step)
+        left_out = walk.loader.left_out
+        saving = Saving(salvage, retelling, names, meter.step, left_out=left_out)
         meter.stage("write", saving.collect())
         written = saving.write(self._target, meta, self._checked)
         images = retelling.images.items()

@@ -233,6 +233,34 @@ def newest_move(txn: Txn, branch: str) -> int:
     return -1
 
 
+def tracked_head(txn: Txn, name: str) -> Digest | None:
+    """Give the commit that a branch elsewhere was on when it was fetched; None if there is none.
+
+    Such a name, say ``origin/main``, has a reflog that leads to a commit, and no branch. O(log n).
+    """
+    if _problem(name) or find_head(txn, name) is not None:
+        return None
+    newest = next(moves(txn, name), None)
+    commit = None if newest is None else newest[1].new
+    # A reflog may name what was collected since.
+    return commit if commit is not None and txn.contains("commits", commit) else None
+
+
+def tracked(txn: Txn) -> Iterator[tuple[str, Digest]]:
+    """List what is known of the branches elsewhere, by name. O(reflogs · log n)."""
+    for name, _, _ in reflogs(txn):
+        commit = tracked_head(txn, name)
+        if commit is not None:
+            yield name, commit
+
+
+def track(txn: Txn, name: str, to: Digest | None, author: str, time: int, why: str) -> None:
+    """Note on which commit a branch elsewhere is; with None that it is not any more. O(log n)."""
+    old = tracked_head(txn, name)
+    if old != to:
+        _note(txn, name, ReflogRecord(old, to, author, time, why))
+
+
 def reflogs(txn: Txn) -> Iterator[tuple[str, int, bytes]]:
     """List the branches that have a reflog, deleted ones too, with its oldest record and number.
 

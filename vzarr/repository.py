@@ -15,10 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args, overload
 
 from vzarr import history, refs
-from vzarr.blame import Blame, bisect, blame
 from vzarr.branches import Branches, Tags
-from vzarr.check import check
-from vzarr.combine import Combiner, MergePreview
 from vzarr.committing import Settings
 from vzarr.diff import Diff, Side, diff
 from vzarr.endings import UncommittedWarning
@@ -32,7 +29,6 @@ from vzarr.errors import (
     SessionStateError,
     StorageError,
 )
-from vzarr.findings import Level, Report
 from vzarr.format import (
     CommitRecord,
     Digest,
@@ -59,12 +55,22 @@ if TYPE_CHECKING:
     import zarr
 
     from vzarr.backup import BackupReport
+    from vzarr.blame import Blame
+    from vzarr.bundle import BundleReport
+    from vzarr.combine import Combiner, MergePreview
     from vzarr.compaction import CompactReport
+    from vzarr.exchange import PullReport, TransferReport
     from vzarr.expiry import ExpireReport
+    from vzarr.exporting import ExportReport
+    from vzarr.findings import Level, Report
+    from vzarr.flatmap import VzarrMapping
     from vzarr.garbage import GcReport
+    from vzarr.imported import ImportReport
     from vzarr.redaction import RedactReport
+    from vzarr.remotes import Remotes
     from vzarr.store import Autocommit, VzarrStore
     from vzarr.usage import Usage
+    from vzarr.wire import Channel
 
 DEFAULT_BRANCH = "main"
 _T = TypeVar("_T")
@@ -466,6 +472,18 @@ class Repository:
         session = Session(self._objects, self._settings, commit, None, self._make_store)
         return VzarrStore(session)
 
+    def mapping(
+        self, ref: str | datetime | None = None, *, autocommit: Autocommit = False
+    ) -> VzarrMapping:
+        """Give keys and bytes as a ``MutableMapping``, for code that wants no store; see ``store``.
+
+        Without ``ref`` it writes to the current session, with it it only reads. ``vzarr.mapping``
+        makes one of a transaction's store.
+        """
+        from vzarr.flatmap import VzarrMapping
+
+        return VzarrMapping(self.store(ref, autocommit=autocommit))
+
     def status(self) -> Status:
         """Tell what the current session would commit."""
         self._require_open()
@@ -756,6 +774,8 @@ class Repository:
 
     def _combiner(self, *, writing: bool = True) -> Combiner:
         (self._require_writable if writing else self._require_open)()
+        from vzarr.combine import Combiner
+
         return Combiner(self._objects, self._settings, self._make_store)
 
     def blame(self, path: str, region: Any = None, *, ref: str | datetime | None = None) -> Blame:
@@ -769,6 +789,8 @@ class Repository:
         ``InvalidInputError`` for a group or a region that does not fit. O(n + commits · depth +
         changed chunks): a commit that left the array alone costs microseconds.
         """
+        from vzarr.blame import blame
+
         return blame(self._objects, self._revision(ref).commit, path.strip("/"), region)
 
     def bisect(
@@ -791,6 +813,8 @@ class Repository:
         O(commits) to look at the history.
         """
         before, after = self._revision(good).commit, self._revision(bad).commit
+        from vzarr.blame import bisect
+
         return bisect(
             self._environment,
             before,
@@ -812,6 +836,8 @@ class Repository:
         7 µs a chunk and 80 µs a tree node; "full" reads the whole file.
         """
         self._require_open()
+        from vzarr.check import check
+
         return check(self._objects, level, progress=progress)
 
     def gc(
@@ -1043,6 +1069,295 @@ class Repository:
             progress=progress,
         )
 
+    def export_to(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        ref: str | datetime | None = None,
+        path: str = "",
+        overwrite: bool = False,
+        storage_options: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> ExportReport:
+        """Write the data of a ref to where other programs read it.
+
+        ``target`` is a Zarr directory, file by file what zarr's ``LocalStore`` would have written;
+        with the suffix ``.zip`` a zip file for ``ZipStore``, not compressed; with ``.car`` a CAR
+        file, blocks by SHA-256 for IPFS and its relatives; or a URL, if fsspec is installed, which
+        ``storage_options`` are for. ``ref`` is a branch (default main), a tag or whatever else
+        ``session`` takes; ``path`` the group or array to export, of which the keys below are taken.
+
+        Every value is compared with its digest, whatever ``verify=`` says. The target appears when
+        all of it is written and durable; until then there is what ``overwrite`` replaces. At a URL,
+        which cannot be renamed, metadata come last. If it is killed, a hidden draft is left beside
+        the target, which the next export there removes.
+
+        Raises ``AlreadyExistsError`` if there is something, unless ``overwrite`` is on and it is
+        such an export; ``NotFoundError`` if there is nothing at ``path``, or no directory for the
+        target; ``InvalidInputError`` naming keys that the target cannot hold, before anything is
+        written; ``RefNotFoundError``, ``CorruptError``, ``FullError``, ``StorageError``. A CAR file
+        with blocks too large for IPFS gives a ``BlockSizeWarning``. Cost: O(keys), and reading,
+        verifying and writing every byte; at most four batches of 4 MiB are in memory, or so many
+        chunks if they are larger.
+        """
+        from vzarr.exporting import export
+
+        target = _check_target(target)
+        commit = self._revision(ref).commit
+        # It compares digests itself.
+        objects = Objects(self._environment, "never")
+        session = Session(objects, self._settings, commit, None, self._make_store)
+        with closing(session):
+            return export(
+                session,
+                target,
+                path=path,
+                overwrite=overwrite,
+                storage_options=storage_options,
+                progress=progress,
+            )
+
+    def import_from(
+        self,
+        source: Any,
+        *,
+        path: str = "",
+        branch: str = DEFAULT_BRANCH,
+        ref: str | datetime | None = None,
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        author: str | None = None,
+        consume: bool = False,
+        overwrite: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> ImportReport:
+        """Take over what is elsewhere to ``path`` on a branch: one commit, or none at all.
+
+        ``source`` is a Zarr of format 2 or 3 in a directory or a zip file, at an fsspec URL
+        (``storage_options`` are for that) or in a zarr ``Store``; a ``.vzarr`` file, at ``ref``; a
+        CAR; or HDF5, NetCDF or GRIB, whose groups, dimensions, attributes and chunks are kept, with
+        values as they are stored and not as they are decoded. Zarr's chunks and documents
+        are taken over byte for byte; but not consolidated metadata, which the next commit would
+        make stale.
+
+        Run again, it makes no commit if nothing has changed, and goes on where an earlier run was
+        killed. If there is something else at ``path`` already, ``overwrite`` replaces all of it.
+
+        ``consume`` deletes the source meanwhile, for which nobody else may use it: each chunk once
+        it is on disk here, documents and directories after the commit, a zip file as a whole.
+        Killed at any moment, nothing is lost, and the same call goes on; until then a branch
+        ``importing/…`` holds what is not in the source any more.
+
+        Raises ``NotFoundError``; ``InvalidInputError`` for what is half-written or cannot be
+        imported, with what is missing for it; ``AlreadyExistsError`` for ``path``;
+        ``ConflictError`` if the source, or ``path``, is changed meanwhile; ``BusyError``,
+        ``FullError``, ``StorageError``. The branch is as it was then, and what was read is kept for
+        the next run. Cost: reading, a digest and writing, at about the speed of a copy; memory as
+        in a transaction.
+        """
+        from vzarr.imported import Options
+        from vzarr.importing import import_from
+        from vzarr.sources import open_source
+
+        self._require_branch(branch)
+        options = Options(
+            path=path.strip("/"),
+            branch=branch,
+            message=None if message is None else history.check_message(message),
+            metadata=history.check_metadata(metadata),
+            author=author,
+            consume=consume,
+            overwrite=overwrite,
+        )
+        opened = open_source(source, ref=ref, exclusive=consume, storage_options=storage_options)
+        with closing(opened):
+            return import_from(self, self._objects, self._settings, opened, options, progress)
+
+    # ── other repositories ───────────────────────────────────────────────────────────────────────
+
+    @property
+    def remotes(self) -> Remotes:
+        """Other repositories that this one knows: a mapping from names, with add and remove."""
+        from vzarr.remotes import Remotes
+
+        self._require_open()
+        return Remotes(self._environment, self._settings, read_only=self._read_only)
+
+    def fetch(
+        self,
+        remote: str | os.PathLike[str] | None = None,
+        branches: str | Sequence[str] | None = None,
+        *,
+        complete: bool = False,
+        progress: Progress | None = None,
+    ) -> TransferReport:
+        """Bring the commits of another repository, and move no branch.
+
+        ``remote`` is the name of a remote, a path, ``user@host:path`` or a bundle; not given, it is
+        ``origin`` or the only one. ``branches`` are all of it by default, and new tags then, too.
+        Where they are there is known as ``origin/main`` from then on, a ref like any other;
+        ``FETCH_HEAD/main`` for what has no name. Only objects travel that are missing here; each is
+        compared with its digest. What an interrupted call has brought is not sent again.
+        ``complete`` looks at all commits, and brings what a shallow or partial clone has left out.
+
+        Raises ``TransferError`` if the other side cannot be reached or hangs up, ``CorruptError``
+        for what it sends, ``UnrelatedError`` if it has no commit in common with this one,
+        ``NotFoundError``, ``FormatVersionError``, ``ReadOnlyError``, ``BusyError``, ``FullError``.
+        Nothing has moved then. Cost: O(changes · depth), one fsync.
+        """
+        from vzarr.exchange import fetch
+
+        self._require_writable()
+        return fetch(
+            self._objects,
+            self._settings,
+            _url(remote),
+            [branches] if isinstance(branches, str) else branches,
+            complete=complete,
+            progress=progress,
+        )
+
+    def push(
+        self,
+        remote: str | os.PathLike[str] | None = None,
+        branches: str | Sequence[str] | None = None,
+        *,
+        force: bool = False,
+        tags: bool = False,
+        progress: Progress | None = None,
+    ) -> TransferReport:
+        """Give another repository what it lacks of some branches, and move them there.
+
+        ``remote``: see ``fetch``. ``branches`` is the one in use by default. With ``tags``, all
+        tags go along. All moves there are made in one txn, and durable when this returns. A branch
+        is moved forward only, unless ``force``.
+
+        Raises ``NotFastForwardError`` if a branch there has commits that are not here: ``pull``
+        first; ``AlreadyExistsError`` for a tag that names another commit there, ``ReadOnlyError``
+        if the other side only serves readers, and as ``fetch``. Nothing has moved then. Cost:
+        O(changes · depth), one fsync there.
+        """
+        from vzarr.exchange import push
+
+        self._require_open()
+        if branches is None:
+            branches = self._branch_in_use
+        return push(
+            self._objects,
+            self._settings,
+            _url(remote),
+            [branches] if isinstance(branches, str) else branches,
+            force=force,
+            tags=tags,
+            read_only=self._read_only,
+            progress=progress,
+        )
+
+    def pull(
+        self,
+        remote: str | os.PathLike[str] | None = None,
+        branch: str | None = None,
+        *,
+        strategy: Strategy = "fail",
+        progress: Progress | None = None,
+    ) -> PullReport:
+        """Fetch a branch (default: the one in use), and merge it into the one of that name here.
+
+        A fast-forward where nothing but the name has to move; else as ``merge``, with the same
+        ``strategy``. Raises ``MergeConflict``, and what ``fetch`` and ``merge`` raise; what was
+        fetched is known as ``origin/main`` then.
+        """
+        from vzarr.exchange import pull
+
+        self._require_writable()
+        return pull(
+            self._objects,
+            self._settings,
+            self._make_store,
+            _url(remote),
+            self._branch_in_use if branch is None else branch,
+            strategy=strategy,
+            progress=progress,
+        )
+
+    def bundle(
+        self,
+        target: str | os.PathLike[str],
+        refs: str | Sequence[str] | None = None,
+        *,
+        since: str | datetime | Sequence[str] | None = None,
+        depth: int | None = None,
+        path: str = "",
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> BundleReport:
+        """Write some branches and tags (default: all) to one file, for mail or a stick.
+
+        ``since`` names refs that the other side has, or an earlier bundle: only what came after
+        them is written. ``depth`` and ``path`` take a part, as in ``clone``. Whoever gets the file
+        says ``unbundle``, ``fetch``, ``pull`` or ``clone``. It appears when it is whole and on
+        disk.
+
+        Raises ``RefNotFoundError``, ``AlreadyExistsError`` unless ``overwrite``,
+        ``InvalidInputError`` if there is nothing to write, ``CorruptError``, ``FullError``. Cost:
+        O(changes · depth), and 150 bytes of memory an object.
+        """
+        from vzarr.bundle import heads_of, write_bundle
+        from vzarr.bundlefile import is_bundle
+        from vzarr.cloning import check_part
+
+        self._require_open()
+        check_part(depth, path)
+        heads: list[Digest] = []
+        for each in [since] if isinstance(since, str | datetime) else since or ():
+            if isinstance(each, str) and is_bundle(each):
+                heads += heads_of(each)
+            else:
+                heads.append(self._revision(each).commit)
+        return write_bundle(
+            self._objects,
+            _check_target(target),
+            [refs] if isinstance(refs, str) else refs,
+            heads,
+            depth=depth,
+            path=path.strip("/"),
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    def unbundle(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> TransferReport:
+        """Take all of a bundle: its branches move forward, or are made, and so are its tags.
+
+        Raises ``NotFastForwardError`` if a branch here has other commits, unless ``force``:
+        ``pull`` from the bundle merges it; ``CommitNotFoundError`` if what the bundle was made
+        since is missing, ``CorruptError`` if it is damaged, ``UnrelatedError``. Nothing has moved
+        then. Cost: O(changes · depth), one fsync.
+        """
+        from vzarr.bundle import unbundle
+
+        self._require_writable()
+        return unbundle(
+            self._objects, self._settings, _check_target(source), force=force, progress=progress
+        )
+
+    def serve(self, channel: Channel, version: int, their_id: bytes | None) -> None:
+        """Answer another side that has said hello, until it has what it wants; ``docs/sync.md``.
+
+        ``vzarr serve`` and transfers on one machine call this. Nothing can be pushed to a
+        repository that was opened with mode "r".
+        """
+        from vzarr.serving import serve
+
+        self._require_open()
+        serve(self._objects, self._settings, channel, version, their_id, read_only=self._read_only)
+
     def root_id(self, ref: str | datetime | None = None) -> str:
         """Give the content id of a ref's snapshot: equal data, equal id, in any file. O(log n)."""
         return self._root(self._revision(ref).commit).hex()
@@ -1062,6 +1377,15 @@ def _check_target(target: object) -> str:
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidInputError(f"a path is a string or a pathlib.Path, not {target!r}")
     return os.path.expanduser(path)
+
+
+def _url(remote: object) -> str | None:
+    if remote is None:
+        return None
+    text = os.fspath(remote) if isinstance(remote, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidInputError(f"a remote is a name, a path or user@host:path, not {remote!r}")
+    return text
 
 
 def _check_isolation(isolation: object) -> None:

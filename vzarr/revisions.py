@@ -31,7 +31,7 @@ def resolve(
     at: datetime | None = None,
     branch: str = "main",
 ) -> Revision:
-    """Find the commit that a ref means: a branch before a tag before a commit's id.
+    """Find the commit that a ref means: a branch, else a tag, a branch elsewhere, or a commit's id.
 
     ``ref`` may end with ``~N`` (the N-th first parent), ``^N`` (the N-th parent) or ``@{date}``
     (ISO 8601: as the branch was then); a datetime means ``branch`` as it was then, and so does
@@ -72,10 +72,13 @@ def _named(environment: Environment, name: str, ref: str) -> Revision:
     with environment.read() as txn:
         head = refs.find_head(txn, name)
         tag = refs.find_tag(txn, name) if head is None else None
+        elsewhere = refs.tracked_head(txn, name) if head is None and tag is None else None
     if head is not None:
         return Revision(head, name)
     if tag is not None:
         return Revision(tag.commit)
+    if elsewhere is not None:
+        return Revision(elsewhere)
     if _HEX.fullmatch(name.lower()):
         return Revision(_by_prefix(environment, name.lower()))
     raise RefNotFoundError(

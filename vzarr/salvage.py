@@ -195,7 +195,13 @@ class Salvage:
     def scan(
         self, database: str, *, start: bytes = b"", keys_only: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Give the objects from a digest on, in order. O(n log n)."""
+        """Give the objects from a digest on, or records from a key on, in order. O(n log n)."""
+        if database in self.records:
+            # Of several, the one that was met first.
+            for key, found in sorted(self.records[database].items()):
+                if key >= start:
+                    yield key, b"" if keys_only else next(iter(found))
+            return
         keys = {key for kind in _KINDS[database] for key in self._objects[kind] if key >= start}
         for key in sorted(keys):
             yield key, b"" if keys_only else self.get(database, key) or b""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -51,9 +51,17 @@ class Saving:
     """Writes a new file."""
 
     def __init__(
-        self, salvage: Salvage, retelling: Retelling, names: Renaming, step: Callable[[int], None]
+        self,
+        salvage: Salvage,
+        retelling: Retelling,
+        names: Renaming,
+        step: Callable[[int], None],
+        *,
+        left_out: Container[bytes] = (),
     ) -> None:
+        """``left_out`` is what was never in the file, of a shallow or partial clone."""
         self._salvage = salvage
+        self._left_out = left_out
         self._retelling = retelling
         self._names = names
         self._step = step
@@ -80,7 +88,7 @@ class Saving:
                 waiting += record.parents
                 roots.append(record.root)
         for root in roots:
-            if root not in self._nodes:
+            if root not in self._nodes and root not in self._left_out:
                 self._nodes.add(root)
                 self._entries([decode_entry(self._node(root))])
         return len(self._commits) + len(self._nodes) + len(self._chunks)
@@ -92,14 +100,15 @@ class Saving:
             for entry in entries:
                 blobs = [*entry.documents.values()]
                 blobs += [entry.file] if entry.file is not None else []
-                self._chunks.update(blob.digest for blob in blobs)
+                digests = (blob.digest for blob in blobs)
+                self._chunks.update(each for each in digests if each not in self._left_out)
                 waiting += [(entry.index.digest, False)] if entry.index is not None else []
                 waiting += [(entry.directory.digest, True)] if entry.directory is not None else []
             entries = []
             if not waiting:
                 return
             digest, directory = waiting.pop()
-            if digest in self._nodes:
+            if digest in self._nodes or digest in self._left_out:
                 continue
             self._nodes.add(digest)
             node = decode_node(self._node(digest))

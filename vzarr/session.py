@@ -249,6 +249,21 @@ class Session:
         # Hashed before the lock: threads that write at once hash at once.
         self._work.put(key, Blob(chunk_digest(data), len(data)), data)
 
+    def put(self, key: str, blob: Blob, data: Bytes) -> bool:
+        """Set a value whose digest is known, as ``set`` does; tell whether its bytes are new.
+
+        They are new where neither the file nor what is staged has them.
+        """
+        self._require_writable()
+        check_value(key, data)
+        self._note_key(key)
+        with self._work.lock:
+            with self._environment.read() as txn:
+                known = txn.contains("chunks", blob.digest)
+            new = not known and self._work.changes.staged(blob.digest) is None
+            self._work.put(key, blob, data)
+        return new
+
     def set_if_absent(self, key: str, data: Bytes) -> None:
         """Set the value of a key that has none."""
         with self._work.lock:

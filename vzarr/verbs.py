@@ -20,7 +20,7 @@ from vzarr.command import (
     require_file,
     verb,
 )
-from vzarr.errors import AlreadyExistsError
+from vzarr.errors import AbsentError, AlreadyExistsError
 from vzarr.facts import (
     CHANGE_KEYS,
     COMMIT_KEYS,
@@ -209,10 +209,17 @@ def show(file: str, ref: str) -> None:
     with open_file(file) as repo:
         commit = repo.show(ref)
         names = Names(repo)
-        diff = repo.diff(commit.parents[0], commit.id) if commit.parents else None
+        diff, left_out = None, ""
+        try:
+            diff = repo.diff(commit.parents[0], commit.id) if commit.parents else None
+        except AbsentError as error:
+            left_out = f"What it changed cannot be told: {error}"
         if out.as_json:
             out.document({"commit": names.facts(commit), "changes": diff_facts(diff)})
         _print_commit(out, commit, names)
+        if left_out:
+            out.line()
+            out.line(left_out)
         if diff:
             out.line()
             out.changes(diff)

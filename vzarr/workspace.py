@@ -24,8 +24,11 @@ from vzarr.history import now
 from vzarr.leases import NOBODY, Lease
 from vzarr.objects import BlobSource, Bytes, Objects, Overlay, put_root
 
-# So many edits are folded into the tree, where they take a quarter of the memory.
-_FOLD_EDITS = 50_000
+# So many edits are folded into the tree, where they take a fifth of the memory. In a large tree it
+# takes more of them, because edits all over it rewrite most of its nodes.
+_FOLD_EDITS = 8_000
+_MOST_EDITS = 50_000
+_FOLD_SHARE = 4
 # So many bytes of new tree nodes are written ahead of the commit.
 _SPILL_NODE_BYTES = 64 << 20
 _MISSING = object()
@@ -171,7 +174,10 @@ class Workspace:
     # ── ahead of the commit ──────────────────────────────────────────────────────────────────────
 
     def _bound_memory(self) -> None:
-        if len(self.changes.edits) >= _FOLD_EDITS:
+        edits = len(self.changes.edits)
+        if edits >= _FOLD_EDITS and (
+            edits >= _MOST_EDITS or edits >= self._view.root.count // _FOLD_SHARE
+        ):
             self.folded()
             if self.overlay.nbytes >= _SPILL_NODE_BYTES:
                 self.spill()

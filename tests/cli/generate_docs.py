@@ -54,6 +54,8 @@ def render() -> str:
     parts = [_INTRODUCTION, _block(commands.get_help(context))]
     for name in commands.list_commands(context):
         verb = commands.commands[name]
+        if verb.hidden:
+            continue
         below = click.Context(verb, info_name=name, parent=context, **settings)
         parts += [f"### vzarr {name}\n", _block(verb.get_help(below))]
     return "\n".join(parts)

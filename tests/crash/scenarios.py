@@ -7,18 +7,24 @@ the state after it. A step that has failed is made again, and must then succeed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 from unittest import mock
+from uuid import UUID
 
 import vzarr
 from tests.processes import Child
-from vzarr import changes, mapping, workspace
+from vzarr import arrivals, changes, directories, importing, memorymap, workspace
+from vzarr.errors import VzarrError
 from vzarr.recovery import recover
 from vzarr.session import Session
 
@@ -87,8 +93,13 @@ class Scenario:
     """Whether another process may have the file open meanwhile."""
     drafts: bool = False
     """Whether a kill may leave a draft beside the file."""
+    short_writes: bool = True
+    """Whether a write may be short. The fault writes nothing at all, which only those notice who
+    take it for an error, as LMDB does, and do not go on after what is said to be written."""
     copy: str = ""
     """The name of another file that it makes, and that then shows the same."""
+    look: Callable[[str], list[str]] | None = None
+    """Goes on with what is left, and tells what is wrong, where there are no states to expect."""
 
 
 # ── files to begin with ──────────────────────────────────────────────────────────────────────────
@@ -139,6 +150,20 @@ def garbage(path: str) -> None:
         repo.expire(older_than=timedelta())
 
 
+def importable(path: str) -> None:
+    """A repository, and a Zarr beside it that it has nothing of."""
+    plain(path)
+    source = os.path.join(os.path.dirname(path), SOURCE)
+    os.makedirs(os.path.join(source, "c"))
+    for key, data in IMPORTED.items():
+        with open(os.path.join(source, key), "wb") as file:
+            file.write(data)
+
+
+SOURCE = "source.zarr"
+IMPORTED = {"zarr.json": ARRAY, **{f"c/{number}": chunk(number + 60) for number in range(6)}}
+
+
 # ── getting ready ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -170,9 +195,51 @@ def in_small_batches(world: World) -> None:
 
 def in_a_small_map(world: World) -> None:
     """Have LMDB map hardly more than the file, so that the map has to grow with each write."""
-    mock.patch.object(mapping, "INITIAL_MAP_BYTES", 1 << 20).start()
-    mock.patch.object(mapping, "MINIMUM_MAP_BYTES", 1 << 20).start()
+    mock.patch.object(memorymap, "INITIAL_MAP_BYTES", 1 << 20).start()
+    mock.patch.object(memorymap, "MINIMUM_MAP_BYTES", 1 << 20).start()
     with_edits(world)
+
+
+def about_to_import(world: World) -> None:
+    """Have an import save all chunks at once, and be the same in every run."""
+    importing.__dict__["uuid"] = SimpleNamespace(uuid4=lambda: UUID(int=0))
+    mock.patch.object(importing, "_CHECKPOINT_VALUES", 6).start()
+    mock.patch.object(importing, "ThreadPoolExecutor", _OneThread).start()
+    # Else, how old the files are by then would tell what is read again.
+    mock.patch.object(directories, "_CLOCK_SLACK_MICROSECONDS", 10**15).start()
+    world.open()
+
+
+class _OneThread:
+    """Does at once what it is told to do beside, so that each run makes the same calls."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except VzarrError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **_: Any) -> None:
+        pass
+
+
+def about_to_consume(world: World) -> None:
+    """Have an import save and delete two chunks at a time, of a copy that is ours."""
+    about_to_import(world)
+    mock.patch.object(importing, "_CHECKPOINT_VALUES", 2).start()
+    here = os.path.dirname(world.path)
+    shutil.copytree(os.path.join(os.path.dirname(here), SOURCE), os.path.join(here, SOURCE))
 
 
 def nothing(_world: World) -> None:
@@ -279,9 +346,145 @@ def grows_and_shrinks(world: World) -> None:
         txn.delete("chunks", b"\xff" * 32)
 
 
+class _Stop(Exception):
+    """Ends an import that has saved all it read."""
+
+
+def saves_an_import(world: World) -> None:
+    def stop(_done: int, _total: int, what: str) -> None:
+        if what == "look again":
+            raise _Stop
+
+    with contextlib.suppress(_Stop):
+        _import(world, progress=stop)
+
+
+def imports(world: World) -> None:
+    _import(world)
+
+
+def _import(world: World, **options: Any) -> None:
+    source = os.path.join(os.path.dirname(os.path.dirname(world.path)), SOURCE)
+    world.here.import_from(source, path="in", **options)
+
+
+def consumes(world: World) -> None:
+    source = os.path.join(os.path.dirname(world.path), SOURCE)
+    world.here.import_from(source, path="in", consume=True)
+
+
+def look_at_consumed(path: str) -> list[str]:
+    """Count what is in one place or the other; import the rest; all must be there then."""
+    source = os.path.join(os.path.dirname(path), SOURCE)
+    with vzarr.open(path, "r+", author=AUTHOR, timeout=5.0) as repo:
+        held = {name: _values_of(repo, name) for name in repo.branches}
+        problems = [
+            f"{key} is lost"
+            for key, data in IMPORTED.items()
+            if not any(values.get(key) == data for values in held.values())
+            and not _has(os.path.join(source, key), data)
+        ]
+        # Without its mark, the last directory may be left, empty.
+        if os.path.exists(source) and os.listdir(source):
+            repo.import_from(source, path="in", consume=True)
+        if _values_of(repo, "main") != IMPORTED:
+            problems.append(f"it shows {_values_of(repo, 'main').keys()}")
+        if os.path.exists(source) and os.listdir(source):
+            problems.append(f"{os.listdir(source)} are left in the source")
+        if any("importing" in name for name in repo.branches):
+            problems.append("a branch is left behind")
+        problems += map(str, repo.check("full").problems)
+        repo.gc()
+        problems += map(str, repo.check("full").problems)
+    return problems
+
+
+def _values_of(repo: vzarr.Repository, branch: str) -> dict[str, bytes]:
+    session = repo.session(branch)
+    found = {key[3:]: bytes(session.get(key) or b"") for key in session.keys("in")}
+    session.close()
+    return found
+
+
+def _has(path: str, data: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read() == data
+    except FileNotFoundError:
+        return False
+
+
 def copies(world: World) -> None:
     copy = os.path.join(os.path.dirname(world.path), "copy.vzarr")
     world.here.backup(copy, overwrite=os.path.exists(copy))
+
+
+def exports(name: str) -> Step:
+    def step(world: World) -> None:
+        target = os.path.join(os.path.dirname(world.path), name)
+        world.here.export_to(target, path="a", overwrite=os.path.exists(target))
+
+    return step
+
+
+def beside(path: str, name: str) -> str:
+    """Give the path of another file in the same directory."""
+    return os.path.join(os.path.dirname(path), name)
+
+
+def with_another(path: str) -> None:
+    """A repository, another one that has gone on from it, and a bundle of that."""
+    plain(path)
+    other = beside(path, OTHER)
+    shutil.copy(path, other)
+    with vzarr.open(other, "r+", author=AUTHOR, durability="normal") as repo:
+        values = {f"a/c/{number}": chunk(number + 80) for number in range(5, 12)}
+        commit(repo, "main", "elsewhere", values)
+        repo.bundle(beside(path, BUNDLE), "main", since="main~1")
+
+
+OTHER, BUNDLE = "other.vzarr", "new.vzb"
+
+
+def pulls(world: World) -> None:
+    # Above the file, which has a directory of its own.
+    world.here.pull(beside(os.path.dirname(world.path), OTHER))
+
+
+def unbundles(world: World) -> None:
+    world.here.unbundle(beside(os.path.dirname(world.path), BUNDLE))
+
+
+def look_at_pulled(path: str) -> list[str]:
+    """Go on with what has come, and see that all of it has; nothing must be left of the first."""
+    other = beside(os.path.dirname(path), OTHER)
+    with vzarr.open(path, "r+", author=AUTHOR, timeout=5.0) as repo:
+        problems = [str(each) for each in repo.check("full").problems]
+        before = repo.log("main", limit=1)[0].message
+        if before not in ("second", "elsewhere"):
+            problems.append(f"main is at {before}")
+        repo.gc()
+        report = repo.pull(other)
+        with vzarr.open(other, "r") as source:
+            if repo.branches["main"] != source.branches["main"]:
+                problems.append(f"it is at {report.new}")
+        session = repo.session("main")
+        problems += [
+            f"chunk {number} is another"
+            for number in range(5, 12)
+            if bytes(session.get(f"a/c/{number}") or b"") != chunk(number + 80)
+        ]
+        session.close()
+        problems += [f"{each} is left" for each in repo.sessions() if each.checkpointed]
+        repo.gc()
+        problems += map(str, repo.check("full").problems)
+    return problems
+
+
+def saves_what_came(world: World) -> None:
+    """Keep what has arrived at each object, as if there were very much of it."""
+    mock.patch.object(arrivals, "_SAVE_BYTES", 3 * CHUNK_BYTES).start()
+    world.open()
 
 
 def recovers(world: World) -> None:
@@ -402,6 +605,14 @@ SCENARIOS = {
             ),
             plain,
         ),
+        Scenario("import", (saves_an_import, imports), importable, about_to_import),
+        Scenario(
+            "import, consuming",
+            (consumes,),
+            importable,
+            about_to_consume,
+            look=look_at_consumed,
+        ),
         Scenario(
             "compact",
             (lambda world: world.here.compact(timeout=2.0),),
@@ -413,6 +624,32 @@ SCENARIOS = {
         Scenario(
             "backup, twice", (copies, copies), plain, thread="all", drafts=True, copy="copy.vzarr"
         ),
+        *(
+            Scenario(
+                f"export to {what}",
+                (exports(name), exports(name)),
+                plain,
+                thread="all",
+                drafts=True,
+                copy=name,
+                short_writes=False,
+            )
+            for what, name in {
+                "a directory": "out.zarr",
+                "a zip file": "out.zip",
+                "a CAR file": "out.car",
+            }.items()
+        ),
+        Scenario("pull", (pulls, pulls), with_another, thread="all"),
+        Scenario(
+            "pull of much",
+            (pulls, pulls),
+            with_another,
+            ready=saves_what_came,
+            thread="all",
+            look=look_at_pulled,
+        ),
+        Scenario("unbundle", (unbundles, unbundles), with_another),
         Scenario("recover", (recovers,), plain, thread="all", drafts=True, copy="copy.vzarr"),
         Scenario(
             "delete",

@@ -25,6 +25,7 @@ from vzarr.format import (
     JournalEdit,
     LeaseRecord,
     ReflogRecord,
+    RemoteRecord,
     RepositoryRecord,
     TagRecord,
     chunk_checksum,
@@ -38,6 +39,7 @@ from vzarr.format import (
     encode_journal,
     encode_lease,
     encode_reflog,
+    encode_remotes,
     encode_repository,
     encode_tag,
     entry_digest,
@@ -292,6 +294,14 @@ _REPOSITORY_PARTS: list[Part] = [
     _packed(_TIME, "created, 2026-01-01 00:00:00 UTC"),
     _text("blake3-256", "digest_algorithm"),
 ]
+_REMOTE = RemoteRecord("origin", "ada@buoy:ocean.vzarr")
+_REMOTES_PARTS: list[Part] = [
+    _array(1, "remotes"),
+    _array(3, "remote"),
+    _text(_REMOTE.name, "name"),
+    _text(_REMOTE.url, "url"),
+    _text(_REMOTE.path, "path"),
+]
 _COMMIT_PARTS: list[Part] = [
     _array(6, "commit"),
     _array(0, "parents"),
@@ -479,6 +489,7 @@ def examples() -> dict[str, str]:
         ),
         "batch": (f"{_record(_BATCH_KEY_PARTS, session_key(_ID, 1))}\n\n{_dump(_BATCH_PARTS)}"),
         "journal": _record(_JOURNAL_PARTS, encode_journal(_JOURNAL)),
+        "remotes": _record(_REMOTES_PARTS, encode_remotes([_REMOTE])),
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numcodecs
 
+from vzarr import dagcbor
 from vzarr.btree import Tree
 from vzarr.documents import agreed_keys, is_document, merge_documents, parse_document
 from vzarr.errors import FormatError
@@ -29,6 +30,7 @@ from vzarr.format import (
     Layout,
     LeaseRecord,
     ReflogRecord,
+    RemoteRecord,
     RepositoryRecord,
     TagRecord,
     TreeRef,
@@ -44,6 +46,7 @@ from vzarr.format import (
     decode_lease,
     decode_name,
     decode_reflog,
+    decode_remotes,
     decode_repository,
     decode_tag,
     encode_blob,
@@ -54,6 +57,7 @@ from vzarr.format import (
     encode_journal,
     encode_lease,
     encode_reflog,
+    encode_remotes,
     encode_repository,
     encode_tag,
     entry_measure,
@@ -278,10 +282,27 @@ DECODERS: dict[str, Decoder] = {
         None,
         (encode_format(FormatRecord()), encode_format(FormatRecord(7, 3))),
     ),
+    "DAG-CBOR": Decoder(
+        dagcbor.decode,
+        dagcbor.encode,
+        (
+            dagcbor.encode({"a": {"b": dagcbor.Cid(dagcbor.RAW, _A)}, "c": [1, -2.5, None, "ü"]}),
+            dagcbor.encode({"roots": [dagcbor.Cid(dagcbor.DAG_CBOR, _B)], "version": 1}),
+        ),
+    ),
+    "CID": Decoder(dagcbor.decode_cid, None, (dagcbor.Cid(dagcbor.RAW, _A).encode(),)),
     "repository": Decoder(
         decode_repository,
         encode_repository,
         (encode_repository(RepositoryRecord(bytes(16), _TIME)),),
+    ),
+    "remotes": Decoder(
+        decode_remotes,
+        encode_remotes,
+        (
+            encode_remotes([]),
+            encode_remotes([RemoteRecord("a", "x", "b/c"), RemoteRecord("o", "u@h:p")]),
+        ),
     ),
     "commit": Decoder(decode_commit, encode_commit, tuple(map(encode_commit, _COMMITS))),
     "tag": Decoder(decode_tag, encode_tag, (encode_tag(TagRecord(_A, "m", "a", _TIME)),)),

@@ -14,7 +14,9 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
@@ -28,7 +30,7 @@ import rich.progress  # noqa: F401
 import zarr  # noqa: F401
 
 import vzarr
-from vzarr import check, elements  # noqa: F401
+from vzarr import check, elements, exporting  # noqa: F401
 from vzarr.cli import commands
 
 ADDRESS_SPACE_BYTES = 2 << 30
@@ -73,6 +75,37 @@ def _remove(repo: vzarr.Repository) -> None:
     session.commit("away with it", allow_empty=True)
 
 
+def _export(repo: vzarr.Repository, name: str) -> None:
+    """Export to a directory, which must have nothing else in it afterwards."""
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            with warnings.catch_warnings(action="ignore", category=vzarr.BlockSizeWarning):
+                repo.export_to(os.path.join(directory, name))
+        except vzarr.VzarrError:
+            assert os.listdir(directory) == []
+            raise
+        assert os.listdir(directory) == [name]
+
+
+def _clone(repo: vzarr.Repository, **options: Any) -> None:
+    """Clone it, and fetch from it into what then is there."""
+    with tempfile.TemporaryDirectory() as directory:
+        target = os.path.join(directory, "clone.vzarr")
+        vzarr.clone(repo.path, target, author="Test <test@example.org>", **options)
+        with vzarr.open(target, "r+", author="Test <test@example.org>") as clone:
+            clone.fetch()
+            str(clone.check("quick"))
+
+
+def _bundle(repo: vzarr.Repository, **options: Any) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            repo.bundle(os.path.join(directory, "all.vzb"), **options)
+        except vzarr.VzarrError:
+            assert os.listdir(directory) == []
+            raise
+
+
 def _sessions(repo: vzarr.Repository) -> None:
     for found in repo.sessions():
         str(found)
@@ -106,6 +139,14 @@ READING: dict[str, Use] = {
     "quick check": lambda repo: str(repo.check("quick")),
     "full check": lambda repo: str(repo.check("full")),
     "du": lambda repo: str(repo.du()),
+    "export": lambda repo: _export(repo, "out.zarr"),
+    "export, zip": lambda repo: _export(repo, "out.zip"),
+    "export, CAR": lambda repo: _export(repo, "out.car"),
+    "clone": _clone,
+    "clone, a part": lambda repo: _clone(repo, path="t", depth=1),
+    "bundle": _bundle,
+    "bundle, a part": lambda repo: _bundle(repo, refs="main", path="t", depth=1),
+    "mapping": lambda repo: _some(iter(repo.mapping("main"))),
 }
 WRITING: dict[str, Use] = {
     "write": _write,
@@ -124,6 +165,9 @@ WRITING: dict[str, Use] = {
     "remove": _remove,
     "redact": lambda repo: repo.redact("t", reason="gone", force=True),
     "compact": lambda repo: repo.compact(),
+    "remotes": lambda repo: [str(each) for each in repo.remotes.values()],
+    "remote": lambda repo: repo.remotes.add("lab", "/nowhere/x.vzarr"),
+    "fetch": lambda repo: repo.fetch(),
 }
 VERBS = [
     ["info"], ["tree"], ["log"], ["log", "--oneline"], ["log", "--path", "t"], ["status"],

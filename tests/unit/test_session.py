@@ -8,6 +8,7 @@ import os
 import pytest
 
 import vzarr
+from vzarr import changes
 from vzarr.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -17,6 +18,7 @@ from vzarr.errors import (
     ReadOnlyError,
     SessionStateError,
 )
+from vzarr.format import Blob, chunk_digest
 
 GROUP = b'{"zarr_format": 3, "node_type": "group"}'
 
@@ -638,3 +640,28 @@ def test_a_damaged_chunk_is_an_error_and_not_wrong_data(tmp_path):
         assert repo.session("main").get("file") != data
     with vzarr.open(path, verify="first") as repo, pytest.raises(CorruptError):
         repo.session("main").get("file")
+
+
+def test_put_tells_whether_bytes_are_new(repo, monkeypatch):
+    """Neither in the file, nor in a batch under way, nor waiting for one."""
+    monkeypatch.setattr(changes, "BATCH_BYTES", 1000)
+    session = repo.session("main")
+
+    def put(key: str, data: bytes) -> bool:
+        return session.put(key, Blob(chunk_digest(data), len(data)), data)
+
+    assert put("a", b"1")
+    assert not put("b", b"1")
+    assert put("large", b"x" * 2000)
+    assert not put("again", b"x" * 2000)
+    session.commit("put")
+    assert not put("c", b"1")
+    assert not put("a", b"x" * 2000)
+    values = {key: bytes(session.get(key) or b"") for key in list(session.keys(""))}
+    assert values == {
+        "a": b"x" * 2000,
+        "again": b"x" * 2000,
+        "b": b"1",
+        "c": b"1",
+        "large": b"x" * 2000,
+    }
