@@ -550,6 +550,7 @@ def test_it_is_killed_while_it_reads(repo, source, path, monkeypatch):
 
             DirectorySource.read, DirectorySource.workers = read, 1
             changes.BATCH_BYTES, importing._CHECKPOINT_VALUES = 1000, 3
+            importing._PIECES_AT_ONCE = 1
             with vzarr.open(path, "r+") as other:
                 other.import_from(source, path=f"at/{number}")
 
