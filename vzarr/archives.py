@@ -19,7 +19,7 @@ from vzarr.intake import (
     changed,
     is_document,
     is_skipped,
-    is_v3,
+    read_document,
     require_key,
     require_size,
     without_consolidated,
@@ -77,16 +77,11 @@ class ZipSource:
             if is_skipped(key):
                 skipped += 1
             elif is_document(key):
-                documents[key] = self._document(key)
+                documents[key] = read_document(self, key)
             else:
                 pieces += 1
                 nbytes += info.file_size
         return Survey(documents, pieces, nbytes, skipped)
-
-    def _document(self, key: str) -> bytes:
-        (value,) = self.read(Piece((key,), 0))
-        data = bytes(value[1])
-        return without_consolidated(data) if is_v3(key) else data
 
     def pieces(self) -> Iterator[Piece]:
         """Give all members that are neither documents nor skipped."""
@@ -181,7 +176,7 @@ class CarSource:
                 if is_skipped(key):
                     skipped += 1
                 elif is_document(key):
-                    documents[key] = without_consolidated(data) if is_v3(key) else data
+                    documents[key] = without_consolidated(key, data)
                 else:
                     pieces += 1
                     nbytes += len(data)

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import final
 
 from vzarr import refs
-from vzarr.committing import Settings
+from vzarr.committing import Settings, change_names
 from vzarr.environment import Environment, Txn
-from vzarr.errors import ConflictError, ReadOnlyError, RefNotFoundError
+from vzarr.errors import ConflictError, RefNotFoundError
 from vzarr.format import Digest, TagRecord
 from vzarr.history import now
 from vzarr.refs import Tag
@@ -28,15 +28,13 @@ class _Names(Mapping[str, str]):
         return resolve(self._environment, ref).commit
 
     def _write(self, change: Callable[[Txn], None]) -> None:
-        if self._read_only:
-            raise ReadOnlyError(
-                f"{self._environment.path} was opened with mode 'r'; open it with mode 'r+' to "
-                "change branches and tags"
-            )
-        with self._environment.write(timeout=self._settings.timeout) as txn:
-            change(txn)
-        if self._settings.durability == "full":
-            self._environment.sync()
+        change_names(
+            self._environment,
+            self._settings,
+            change,
+            what="branches and tags",
+            read_only=self._read_only,
+        )
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from vzarr import filelocks, refs
 from vzarr.environment import Environment, Txn
-from vzarr.errors import BusyError, InvalidInputError, StorageError
+from vzarr.errors import BusyError, InvalidInputError, ReadOnlyError, StorageError
 from vzarr.format import Digest
 from vzarr.turns import Turn, is_taken
 
@@ -42,6 +42,28 @@ class HeadMovedError(Exception):
 
 class BranchTakenError(Exception):
     """Somebody has the branch for himself, so that a turn is needed; never leaves vzarr."""
+
+
+def change_names(
+    environment: Environment,
+    settings: Settings,
+    change: Callable[[Txn], None],
+    *,
+    what: str,
+    read_only: bool,
+) -> None:
+    """Change branches, tags or remotes in one txn, durable as commits are.
+
+    Raises ``ReadOnlyError``, ``BusyError`` and what ``change`` raises. One fsync.
+    """
+    if read_only:
+        raise ReadOnlyError(
+            f"{environment.path} was opened with mode 'r'; open it with mode 'r+' to change {what}"
+        )
+    with environment.write(timeout=settings.timeout) as txn:
+        change(txn)
+    if settings.durability == "full":
+        environment.sync()
 
 
 def require_head(environment: Environment, txn: Txn, turn: Turn, head: Digest) -> None:

@@ -26,11 +26,10 @@ from vzarr.intake import (
     changed,
     is_document,
     is_skipped,
-    is_v3,
     join,
+    read_document,
     require_key,
     require_size,
-    without_consolidated,
 )
 from vzarr.objects import LARGE_BYTES
 from vzarr.progress import Meter
@@ -100,9 +99,7 @@ class DirectorySource:
 
     def document(self, key: str) -> bytes:
         """Read a document as it is taken over."""
-        (value,) = self.read(Piece((key,), 0))
-        data = bytes(value[1])
-        return without_consolidated(data) if is_v3(key) else data
+        return read_document(self, key)
 
     def pieces(self) -> Iterator[Piece]:
         """Give all files that are neither documents nor skipped, directory by directory."""

@@ -19,7 +19,6 @@ from vzarr.intake import (
     changed,
     is_document,
     is_skipped,
-    is_v3,
     join,
     require_key,
     require_size,
@@ -65,7 +64,7 @@ class SnapshotSource:
                 skipped += 1
             elif is_document(key):
                 data = bytes(self._session.read(blob))
-                documents[key] = without_consolidated(data) if is_v3(key) else data
+                documents[key] = without_consolidated(key, data)
             else:
                 pieces += 1
                 nbytes += blob.length
@@ -239,7 +238,7 @@ class StoreSource:
         data = self._get(key)
         if data is None:
             raise changed(self.label, key)
-        return without_consolidated(data) if is_v3(key) else data
+        return without_consolidated(key, data)
 
     def _get(self, key: str) -> bytes | None:
         try:

@@ -268,23 +268,24 @@ def is_document(key: str) -> bool:
     return key.rpartition("/")[2] in DOCUMENTS
 
 
-def is_v3(key: str) -> bool:
-    """Whether a key is that of a document of Zarr format 3."""
-    return key.rpartition("/")[2] == "zarr.json"
-
-
 def is_skipped(key: str) -> bool:
     """Whether a key is not taken over: see ``Survey.skipped``."""
     name = key.rpartition("/")[2]
     return name in (CONSOLIDATED, MOVED, MOVED_DRAFT) or _PARTIAL.search(name) is not None
 
 
-def without_consolidated(data: bytes) -> bytes:
+def read_document(source: Source, key: str) -> bytes:
+    """Read a document as it is taken over."""
+    (value,) = source.read(Piece((key,), 0))
+    return without_consolidated(key, bytes(value[1]))
+
+
+def without_consolidated(key: str, data: bytes) -> bytes:
     """Take the copy of other documents out of a ``zarr.json``, which the next commit makes stale.
 
-    All else stays as it is, and a document without one byte for byte.
+    All else stays as it is, and any other document byte for byte.
     """
-    if b'"consolidated_metadata"' not in data:
+    if key.rpartition("/")[2] != "zarr.json" or b'"consolidated_metadata"' not in data:
         return data
     document = parse_document(data)
     if document is None or document.get("consolidated_metadata") is None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from vzarr import refs
-from vzarr.committing import Settings
+from vzarr.committing import Settings, change_names
 from vzarr.environment import Environment, Txn
-from vzarr.errors import AlreadyExistsError, InvalidInputError, NotFoundError, ReadOnlyError
+from vzarr.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from vzarr.format import RemoteRecord, decode_remotes, encode_remotes
 from vzarr.history import now
 from vzarr.printable import printable
@@ -165,15 +165,13 @@ class Remotes(Mapping[str, Remote]):
         return removed[0]
 
     def _change(self, change: Callable[[Txn], None]) -> None:
-        if self._read_only:
-            raise ReadOnlyError(
-                f"{self._environment.path} was opened with mode 'r'; open it with mode 'r+' to "
-                "change its remotes"
-            )
-        with self._environment.write(timeout=self._settings.timeout) as txn:
-            change(txn)
-        if self._settings.durability == "full":
-            self._environment.sync()
+        change_names(
+            self._environment,
+            self._settings,
+            change,
+            what="its remotes",
+            read_only=self._read_only,
+        )
 
 
 def _is_below(name: str, remote: str) -> bool:
