@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
 
+    from vzarr.format import Blob
     from vzarr.objects import Bytes
     from vzarr.store import VzarrStore
 
@@ -48,9 +49,12 @@ _IS_FUSED = hasattr(pipelines, "FusedCodecPipeline")
 # Without the fused pipeline, none is made of the class below.
 _Fused: Any = getattr(pipelines, "FusedCodecPipeline", BatchedCodecPipeline)
 
+Find: TypeAlias = "Callable[[str], Blob | None]"
+Read: TypeAlias = "Callable[[Blob], Bytes]"
 # A chunk of a batch: where it is, what it is, which part of it, where that goes, if it is all.
 _Item: TypeAlias = "tuple[Any, ArraySpec, Any, Any, bool]"
 
+_BYTES = np.dtype(np.uint8)
 _VARIABLE = "VZARR_PIPELINE"
 _SETTING = "codec_pipeline.path"
 _ZARRS_DEFAULT = "zarr.core.codec_pipeline.BatchedCodecPipeline"
@@ -118,9 +122,9 @@ class VzarrCodecPipeline(_Fused):  # type: ignore[misc]
         results: list[Any] = [None] * len(batch)
 
         def read_part(part: slice) -> None:
-            with _no_view_kept(), store.reading() as get:
+            with _no_view_kept(), store.reading() as (find, read):
                 items = [
-                    (_Source(get, path.path), spec, chunk, where, is_all)
+                    (_Source(find, read, path.path), spec, chunk, where, is_all)
                     for path, spec, chunk, where, is_all in batch[part]
                 ]
                 results[part] = self.read_sync(items, out, drop_axes)
@@ -154,10 +158,11 @@ class VzarrCodecPipeline(_Fused):  # type: ignore[misc]
 class _Source:
     """A chunk's value as a codec pipeline reads it, all of it or parts; looked up once."""
 
-    __slots__ = ("_data", "_get", "_path")
+    __slots__ = ("_data", "_find", "_path", "_read")
 
-    def __init__(self, get: Callable[[str], Bytes | None], path: str) -> None:
-        self._get = get
+    def __init__(self, find: Find, read: Read, path: str) -> None:
+        self._find = find
+        self._read = read
         self._path = path
         self._data: Bytes | None = None
 
@@ -165,9 +170,15 @@ class _Source:
         self, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Give the value in LMDB's memory, or None."""
-        if self._data is None:
-            self._data = self._get(self._path)
-        return None if self._data is None else to_buffer(self._data, prototype, byte_range)
+        data = self._data
+        if data is None:
+            blob = self._find(self._path)
+            if blob is None:
+                return None
+            data = self._data = self._read(blob)
+        if byte_range is None:
+            return prototype.buffer.from_array_like(np.frombuffer(data, _BYTES))
+        return to_buffer(data, prototype, byte_range)
 
 
 @final
@@ -202,7 +213,7 @@ def to_buffer(
     """Make a zarr buffer of a value, or of the part of it that zarr asks for; copies nothing."""
     buffer = (prototype or default_buffer_prototype()).buffer
     if byte_range is None:
-        return buffer.from_array_like(np.frombuffer(data, np.uint8))
+        return buffer.from_array_like(np.frombuffer(data, _BYTES))
     view = memoryview(data)
     match byte_range:
         case RangeByteRequest(start, end):

@@ -20,7 +20,7 @@ from vzarr import pipeline
 from vzarr.errors import NotFoundError, ReadOnlyError, SessionStateError
 from vzarr.fork import Fork
 from vzarr.objects import LARGE_BYTES, Bytes, copy
-from vzarr.pipeline import to_buffer
+from vzarr.pipeline import Find, Read, to_buffer
 from vzarr.session import Session, open_sessions
 
 if TYPE_CHECKING:
@@ -166,18 +166,12 @@ class VzarrStore(Store):
         return to_buffer(data, prototype, byte_range)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Callable[[str], Bytes | None]]:
-        """Give a function that reads values without copying them: ``Session.in_place``."""
+    def reading(self) -> Iterator[tuple[Find, Read]]:
+        """Give functions that find values, and read them without copying: ``Session.in_place``."""
         self._is_open = True
         self._follow()
-        find = self._session.find
         with self._session.in_place() as read:
-
-            def get(key: str) -> Bytes | None:
-                blob = find(key)
-                return None if blob is None else read(blob)
-
-            yield get
+            yield self._session.find, read
 
     async def get_partial_values(
         self,
