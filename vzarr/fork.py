@@ -15,7 +15,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -227,9 +227,16 @@ class Fork:
 
     def begin_set(self, key: str, data: Bytes) -> Future[None]:
         """Begin to set the value of a key; the result is there when ``set`` would return."""
-        check_value(key, data)
-        blob = Blob(chunk_digest(data), len(data))
-        return self._writer.join([(key, blob)], {blob.digest: data})
+        return self.begin_set_all({key: data})
+
+    def begin_set_all(self, values: Mapping[str, Bytes]) -> Future[None]:
+        """Begin to set the values of many keys, in one txn."""
+        edits: list[tuple[str, Blob | None]] = []
+        for key, data in values.items():
+            check_value(key, data)
+            edits.append((key, Blob(chunk_digest(data), len(data))))
+        digests = (blob.digest for _, blob in edits if blob is not None)
+        return self._writer.join(edits, dict(zip(digests, values.values(), strict=True)))
 
     def set_if_absent(self, key: str, data: Bytes) -> None:
         """Set the value of a key that has none: one step, for other processes too."""

@@ -209,7 +209,7 @@ class Objects:
                     return self.fetch(blob)
                 if length >= CHECKSUM_FROM_BYTES:
                     return self._sound(blob, view, self._checksum(txn, blob))
-                # Of small chunks there are many. In memory that is aligned numpy is faster with them.
+                # Of small chunks there are many, and numpy is faster where memory is aligned.
                 data = bytes(view)
                 if always and len(data) == length and chunk_digest(data) == digest:
                     return data

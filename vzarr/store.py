@@ -271,13 +271,16 @@ class VzarrStore(Store):
         The writes to a fork wait for the file together.
         """
         begun: list[Future[None]] = []
+        values: dict[str, Bytes] = {}
         fork = self._session
 
         def put(key: str, value: Buffer | None) -> None:
             if isinstance(fork, Fork):
                 self._check_writable()
-                data = None if value is None else _copy(key, value)
-                begun.append(fork.begin_delete(key) if data is None else fork.begin_set(key, data))
+                if value is None:
+                    begun.append(fork.begin_delete(key))
+                else:
+                    values[key] = _copy(key, value)
             elif value is None:
                 self.delete_sync(key)
             else:
@@ -285,6 +288,9 @@ class VzarrStore(Store):
 
         try:
             yield put
+            if values:
+                assert isinstance(fork, Fork), "others are written at once"
+                begun.append(fork.begin_set_all(values))
         finally:
             wait(begun)
         for write in begun:

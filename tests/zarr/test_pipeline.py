@@ -403,7 +403,7 @@ def test_the_chunks_of_a_fork_wait_for_the_file_together(repo):
     before = repo.session("main").environment.last_txn_id()
     array = zarr.open_array(fork.store, path="a")
     array[:] = np.arange(1, 3001)
-    assert repo.session("main").environment.last_txn_id() - before < 100
+    assert repo.session("main").environment.last_txn_id() - before < 10
     np.testing.assert_array_equal(array[:], np.arange(1, 3001))
     session.merge_fork(fork)
     session.commit("forked")
