@@ -106,15 +106,18 @@ async def test_a_write_that_is_cancelled(repo):
     session = repo.session("main")
     store = session.store
     values = [bytes([number]) * LARGE for number in range(40)]
-    tasks = [
-        asyncio.create_task(store.set(f"key{number}", buffer(value)))
-        for number, value in enumerate(values)
-    ]
-    # Some are in threads by now, some have not begun.
-    await tasks[0]
-    for task in tasks:
-        task.cancel()
-    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    await store.set("key0", buffer(values[0]))
+    # None of the others can end before it is cancelled.
+    with session._work.lock:
+        tasks = [
+            asyncio.create_task(store.set(f"key{number}", buffer(value)))
+            for number, value in enumerate(values[1:], 1)
+        ]
+        # Some are in threads then, some wait for one.
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+    ended = [None, *await asyncio.gather(*tasks, return_exceptions=True)]
     assert any(isinstance(result, asyncio.CancelledError) for result in ended)
     await store.set("after", buffer(b"after"))
     session.commit("what was done")
