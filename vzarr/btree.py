@@ -128,11 +128,8 @@ class Tree:
         if root is None:
             return None
         last = self._last
-        if last is not None and last[0] == root.digest:
-            node = last[1]
-            if not node.keys[0] <= key <= node.keys[-1]:
-                node = self._nodes.load(root.digest)
-        else:
+        node = last[1] if last is not None and last[0] == root.digest else None
+        if node is None or not node.keys[0] <= key <= node.keys[-1]:
             node = self._nodes.load(root.digest)
         while True:
             index = bisect_left(node.keys, key)

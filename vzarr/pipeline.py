@@ -176,8 +176,6 @@ class _Source:
             if blob is None:
                 return None
             data = self._data = self._read(blob)
-        if byte_range is None:
-            return prototype.buffer.from_array_like(np.frombuffer(data, _BYTES))
         return to_buffer(data, prototype, byte_range)
 
 
