@@ -53,6 +53,7 @@ from vzarr.memorymap import Opened, open_file, replaced, require_in_place
 from vzarr.presence import Presence, ReplacedError
 from vzarr.system import running
 from vzarr.txn import FORKED, FORKED_TXN, OVER, Txn
+from vzarr.writeback import early_writeback
 
 MAP_SLACK_BYTES = 1 << 20
 """What a write txn may need on top of what it announces: tree pages, the list of free pages."""
@@ -89,6 +90,7 @@ class Access:
     __slots__ = (
         "_map_was_full",
         "_refusal",
+        "_room",
         "activity",
         "earlier_txns",
         "followers",
@@ -122,6 +124,8 @@ class Access:
         # The error number if the file is not for us to write.
         self._refusal = refusal
         self._map_was_full = False
+        # About how many bytes the write txn has to write.
+        self._room = 0
 
     # -- txns --
 
@@ -200,6 +204,7 @@ class Access:
             self.gate.acquire(timeout)
             require_in_place(self.path, self.key)
             self._make_room(room)
+            self._room = room
             self.begin(txn, write=True)
         except BaseException:
             self.give_up(txn)
@@ -238,7 +243,8 @@ class Access:
 
     def _commit(self, txn: Txn) -> None:
         try:
-            txn._transaction.commit()
+            with early_writeback(self.gate.descriptor, self._room):
+                txn._transaction.commit()
         except lmdb.Error as error:
             txn._failed(error)
         else:

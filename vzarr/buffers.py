@@ -21,6 +21,8 @@ Array: TypeAlias = npt.NDArray[np.uint8]
 _BUDGET_BYTES = 64 << 20
 # A buffer serves requests down to half its size, so that edge chunks and codecs' output share.
 _WASTE = 2
+# A little less than glibc's DEFAULT_MMAP_THRESHOLD_MAX.
+_LARGEST_KEPT_BYTES = 31 << 20
 
 
 @final
@@ -90,6 +92,16 @@ class BufferPool:
 
 
 pool = BufferPool()
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next one who asks. O(1), never touches it.
+
+    LMDB takes memory for all that a write txn puts, and frees it with the txn. glibc gives large
+    pieces back to the system at once, to be faulted in again a moment later, until it has seen that
+    such pieces are freed: from then on it keeps 64 MiB. Other C libraries take no notice.
+    """
+    bytes(_LARGEST_KEPT_BYTES)
 
 
 def _forget_pool() -> None:

@@ -17,17 +17,18 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import final
 
+from vzarr.buffers import keep_freed_memory
 from vzarr.environment import Environment, Txn
 from vzarr.format import Blob
 from vzarr.leases import Lease
 from vzarr.objects import Bytes, put_chunk
 from vzarr.traces import Traces
 
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 32 << 20
 """Staged at once. Each batch waits for the disk, bigger ones keep other writers waiting."""
-_MAX_BATCHES_WAITING = 3
-# An entry of the dictionaries here costs about as much as this many bytes of chunk.
-_ENTRY_COST_BYTES = 200
+_MAX_BATCHES_WAITING = 2
+# To keep and to write one more entry costs about as much as this many bytes of a chunk.
+_ENTRY_COST_BYTES = 400
 
 _Tasks = SimpleQueue[tuple[Callable[[], None], "Future[None]"]]
 # None until something is to be written, and in a child process: threads do not survive a fork.
@@ -55,6 +56,7 @@ def submit(task: Callable[[], None]) -> Future[None]:
 
 def _serve(tasks: _Tasks) -> None:
     threading.current_thread().name = "vzarr-stage"
+    keep_freed_memory()
     while True:
         task, future = tasks.get()
         try:

@@ -27,6 +27,7 @@ LAYERS = [
         "buffers",
         "window",
         "wire",
+        "writeback",
     ],
     ["gate", "guard", "datafile", "rawfile", "presence", "metadata", "novelty"],
     ["btree", "draft", "intake", "imported"],

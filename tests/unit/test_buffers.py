@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -100,3 +103,22 @@ def test_threads_never_share_a_buffer():
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep it or do not")
+def test_freed_memory_is_kept_for_the_next_who_asks():
+    script = (
+        "import resource\n"
+        "from vzarr.buffers import keep_freed_memory\n"
+        "def faults():\n"
+        "    begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    pieces = [bytearray(1 << 20) for _ in range(16)]\n"
+        "    for piece in pieces: piece[::4096] = bytes([1]) * 256\n"
+        "    del pieces, piece\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun\n"
+        "faults(); before = faults(); keep_freed_memory(); faults(); print(before, faults())\n"
+    )
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
+    assert after < 16 < before

@@ -1,0 +1,103 @@
+"""The disk is asked to begin early on what a large commit writes."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+import vzarr
+from vzarr import writeback
+from vzarr.writeback import early_writeback
+
+LARGE = 64 << 20
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Take the place of the system's call: the descriptors it gets, and an event at the first."""
+    descriptors, called = [], threading.Event()
+
+    def begin(descriptor):
+        descriptors.append(descriptor)
+        called.set()
+
+    monkeypatch.setattr(writeback, "_system_call", lambda: begin)
+    return descriptors, called
+
+
+def test_it_is_asked_for_as_long_as_the_block_runs(calls):
+    descriptors, called = calls
+    with early_writeback(7, LARGE):
+        assert called.wait(60)
+        called.clear()
+        assert called.wait(60), "once is not enough: the pages come bit by bit"
+    assert set(descriptors) == {7}
+
+
+def test_the_thread_ends_with_the_block_even_if_that_raises(calls, monkeypatch):
+    _, called = calls
+    ended = threading.Event()
+    urge = writeback._urge
+
+    def watched(*arguments):
+        urge(*arguments)
+        ended.set()
+
+    monkeypatch.setattr(writeback, "_urge", watched)
+    with pytest.raises(ValueError, match="of the block"), early_writeback(7, LARGE):
+        assert called.wait(60)
+        raise ValueError("of the block")
+    assert ended.wait(60)
+
+
+def test_a_lost_thread_ends_by_itself(calls, monkeypatch):
+    descriptors, _ = calls
+    monkeypatch.setattr(writeback, "_PACE_SECONDS", 0)
+    monkeypatch.setattr(writeback, "_MOST_CALLS", 10)
+    held = threading.Lock()
+    with held:
+        writeback._urge(writeback._system_call(), 7, held)
+    assert len(descriptors) == 10
+
+
+def test_it_is_not_worth_a_thread_for_little(calls, monkeypatch):
+    monkeypatch.setattr("_thread.start_new_thread", None)
+    with early_writeback(7, 1000):
+        pass
+    assert not calls[0]
+
+
+def test_a_system_without_such_a_call_goes_without(monkeypatch):
+    monkeypatch.setattr(writeback, "_system_call", lambda: None)
+    with early_writeback(7, LARGE):
+        pass
+
+
+def test_the_call_takes_a_closed_descriptor(tmp_path):
+    begin = writeback._system_call()
+    if begin is None:
+        pytest.skip("this system cannot be asked")
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(descriptor, b"x" * 10_000)
+    assert begin(descriptor) == 0
+    os.close(descriptor)
+    assert begin(descriptor) == -1
+
+
+def test_a_large_commit_asks_for_its_file_and_a_small_one_does_not(path, calls):
+    descriptors, called = calls
+    with vzarr.open(path) as repo:
+        session = repo.session("main")
+        session.set("small", b"x")
+        session.commit("small")
+        assert not descriptors
+        # Of random bytes, so that each is stored.
+        for number in range(40):
+            session.set(f"large/{number}", os.urandom(1 << 20))
+        session.commit("large")
+        assert called.is_set()
+        assert {os.path.realpath(f"/proc/self/fd/{one}") for one in descriptors} == {
+            os.path.realpath(path)
+        }
