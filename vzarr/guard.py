@@ -313,10 +313,10 @@ class Guard:
     # -- pages --
 
     def _read_page(self, meta: Meta, number: int) -> bytes:
-        page = b""
+        page, size = b"", meta.page_size
         if number <= meta.last_page:
-            page = os.pread(self._descriptor, meta.page_size, number * meta.page_size)
-        if len(page) < meta.page_size:
+            page = os.pread(self._descriptor, size, number * size)
+        if len(page) < size:
             raise Damage(f"it ends before page {number}, which is in use")
         return page
 

@@ -438,13 +438,14 @@ def collect(overlay: Overlay, *roots: Entry) -> tuple[dict[bytes, bytes], set[by
     """
     nodes: dict[bytes, bytes] = {}
     blobs: set[bytes] = set()
+    fresh = overlay.fresh
 
     def visit(entry: Entry) -> None:
         blobs.update(blob.digest for blob in entry.documents.values())
         if entry.file is not None:
             blobs.add(entry.file.digest)
         for tree, leaf in ((entry.index, visit_chunks), (entry.directory, visit_members)):
-            if tree is not None:
+            if tree is not None and tree.digest in fresh:
                 walk(tree.digest, leaf)
 
     def visit_chunks(values: list[bytes]) -> None:
@@ -455,16 +456,17 @@ def collect(overlay: Overlay, *roots: Entry) -> tuple[dict[bytes, bytes], set[by
             visit(decode_entry(value))
 
     def walk(digest: bytes, leaf: Callable[[list[bytes]], None]) -> None:
-        data = overlay.fresh(digest)
-        if data is None or digest in nodes:
+        if digest in nodes:
             return
-        nodes[digest] = data
+        nodes[digest] = fresh[digest]
         node = overlay.load(digest)
         if node.level == 0:
             leaf(node.values)
             return
         for value in node.values:
-            walk(value[:DIGEST_BYTES], leaf)
+            # Few children are new, out of dozens.
+            if (child := value[:DIGEST_BYTES]) in fresh:
+                walk(child, leaf)
 
     for root in roots:
         visit(root)

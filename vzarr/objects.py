@@ -7,7 +7,7 @@ yet, so that the trees and the hierarchy above need not know the difference.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, Literal, Protocol, TypeVar, final
 
 from vzarr import absence
@@ -298,9 +298,10 @@ class Overlay:
         """How many bytes of nodes wait to be written. O(number of nodes)."""
         return sum(map(len, self._encoded.values()))
 
-    def fresh(self, digest: bytes) -> bytes | None:
-        """Give the encoded node if the repository may not have it, else None."""
-        return self._encoded.get(digest)
+    @property
+    def fresh(self) -> Mapping[bytes, bytes]:
+        """The encoded nodes that the repository may not have, by digest."""
+        return self._encoded
 
     def forget(self) -> None:
         """Drop all nodes: they are written, or not wanted."""
