@@ -12,7 +12,7 @@ import pytest
 from lmdb.verify import verify
 
 import vzarr
-from tests.support import assert_sound, in_use
+from tests.support import assert_sound, in_use, is_left_out
 
 # Machines are shared and slow at times. Continuous integration judges a change by examples that are
 # the same each time; everywhere else new ones are looked for.
@@ -21,6 +21,11 @@ hypothesis.settings.load_profile("vzarr")
 
 # A shell that starts us in the background has Ctrl-C ignored, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what Windows cannot even import."""
+    return is_left_out(collection_path) or None
 
 
 @pytest.fixture

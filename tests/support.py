@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
+
+import pytest
 
 from vzarr import environment
 from vzarr.check import check_file
@@ -16,6 +20,24 @@ from vzarr.format import (
     node_digest,
 )
 from vzarr.origins import entries
+
+posix = pytest.mark.skipif(os.name == "nt", reason="about what Windows does not have")
+"""Marks tests of forks, signals, permissions and other things that only POSIX has."""
+
+# Harnesses that count system calls, signals, limits or forks; and modules that begin with them.
+_POSIX_DIRECTORIES = {"concurrency", "crash", "damage", "fuzz", "lifecycle", "limits", "power"}
+_POSIX_MODULE = re.compile(
+    r"^(?:import|from) (?:fcntl|resource|tests\.processes)\b|os\.(?:fork|geteuid)\(", re.MULTILINE
+)
+
+
+def is_left_out(path: Path) -> bool:
+    """Tell whether Windows has no use for a module of tests, because POSIX is what it is about."""
+    if os.name != "nt" or path.suffix != ".py":
+        return False
+    return path.parent.name in _POSIX_DIRECTORIES or bool(
+        _POSIX_MODULE.search(path.read_text(encoding="utf-8"))
+    )
 
 
 def in_use() -> set[Environment]:

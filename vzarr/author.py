@@ -12,6 +12,8 @@ import shutil
 import socket
 import subprocess
 
+from vzarr import portable
+
 
 @functools.cache
 def default_author() -> str:
@@ -43,4 +45,4 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):
-        return f"uid-{os.getuid()}"
+        return portable.user_name()

@@ -7,7 +7,6 @@ of one, keeps it from being used again by holding a reference.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -16,13 +15,13 @@ from typing import TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from vzarr.portable import at_fork
+
 Array: TypeAlias = npt.NDArray[np.uint8]
 
 _BUDGET_BYTES = 64 << 20
 # A buffer serves requests down to half its size, so that edge chunks and codecs' output share.
 _WASTE = 2
-# A little less than glibc's DEFAULT_MMAP_THRESHOLD_MAX.
-_LARGEST_KEPT_BYTES = 31 << 20
 
 
 @final
@@ -94,19 +93,9 @@ class BufferPool:
 pool = BufferPool()
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next one who asks. O(1), never touches it.
-
-    LMDB takes memory for all that a write txn puts, and frees it with the txn. glibc gives large
-    pieces back to the system at once, to be faulted in again a moment later, until it has seen that
-    such pieces are freed: from then on it keeps 64 MiB. Other C libraries take no notice.
-    """
-    bytes(_LARGEST_KEPT_BYTES)
-
-
 def _forget_pool() -> None:
     global pool  # noqa: PLW0603 - another thread may have held its lock at the fork
     pool = BufferPool()
 
 
-os.register_at_fork(after_in_child=_forget_pool)
+at_fork(after_in_child=_forget_pool)

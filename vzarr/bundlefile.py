@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import BinaryIO, final
 
+from vzarr import portable
 from vzarr.datafile import os_error
 from vzarr.draft import Draft
 from vzarr.errors import CorruptError, FormatVersionError, TransferError
@@ -219,7 +220,7 @@ class BundleWriter:
         self._write(numbers + chunk_digest(contents + table + numbers))
         try:
             self._file.flush()
-            os.fsync(self._draft.descriptor)
+            portable.fsync(self._draft.descriptor)
         except OSError as error:
             raise os_error(error, f"cannot write {self._draft.target}") from error
         return self._offset

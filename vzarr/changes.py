@@ -17,11 +17,12 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import final
 
-from vzarr.buffers import keep_freed_memory
 from vzarr.environment import Environment, Txn
 from vzarr.format import Blob
 from vzarr.leases import Lease
 from vzarr.objects import Bytes, put_chunk
+from vzarr.portable import at_fork
+from vzarr.system import keep_freed_memory
 from vzarr.traces import Traces
 
 BATCH_BYTES = 32 << 20
@@ -78,7 +79,7 @@ def _forget_writer() -> None:
     _starting = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_forget_writer)
+at_fork(after_in_child=_forget_writer)
 
 
 @final

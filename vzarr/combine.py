@@ -71,15 +71,22 @@ class MergePreview:
     conflicts: tuple[Conflict, ...]
     """All that both sides changed; the merge would raise ``MergeConflict``."""
 
+    def head(self) -> str:
+        """Say what would happen, in a line."""
+        number = len(self.conflicts)
+        more = f" with {number} conflict{'s' if number > 1 else ''}" if number else ""
+        return f"{self.source} into {self.into}: {self.kind}{more}"
+
     def __str__(self) -> str:
-        title = f"{self.source} into {self.into}: {self.kind}"
-        if self.conflicts:
-            number = len(self.conflicts)
-            title += f" with {number} conflict{'s' if number > 1 else ''}"
-        lines = [title, *map(str, self.diff)]
+        lines = [self.head(), *map(str, self.diff)]
         return "\n".join([*lines, *(f"! {conflict}" for conflict in self.conflicts)])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import preview_html
+
+        return preview_html(self)
 
 
 @final

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, final
 
+from vzarr import portable
 from vzarr.activity import uninterrupted
 from vzarr.errors import CorruptError, InvalidInputError, NotFoundError
 from vzarr.format import Blob, chunk_digest
@@ -150,6 +151,8 @@ class Limits:
     """Whether no key may go on where another one ends, as files are no directories."""
     documents: frozenset[str] = frozenset()
     """Names that nothing may lie below."""
+    file_names: bool = False
+    """Whether names become those of files here, and Windows does not take all."""
 
 
 def require_names(contents: Contents, limits: Limits) -> None:
@@ -182,14 +185,15 @@ def _why_not(contents: Contents, key: str, limits: Limits, known: set[str]) -> s
             return f"{above[:_SHOWN]!r} is a key, too"
         if last in limits.documents:
             return f"{above[:_SHOWN]!r} is the name of a document"
-        if why := _bad_name(last, limits.name_bytes):
+        if why := _bad_name(last, limits):
             return why
         known.add(above)
         above = upper
-    return _bad_name(name, limits.name_bytes)
+    return _bad_name(name, limits)
 
 
-def _bad_name(name: str, most: int | None) -> str:
+def _bad_name(name: str, limits: Limits) -> str:
+    most = limits.name_bytes
     if most is None:
         return ""
     if name in ("", ".", ".."):
@@ -198,4 +202,6 @@ def _bad_name(name: str, most: int | None) -> str:
         return "a NUL"
     if len(name.encode()) > most:
         return f"a name longer than {most} bytes"
+    if limits.file_names and not portable.is_file_name(name):
+        return f"{name!r} is no name for a file on Windows"
     return ""

@@ -6,10 +6,10 @@ import contextlib
 import errno
 import os
 import stat
-import sys
 import time
 from collections.abc import Iterator
 
+from vzarr import portable
 from vzarr.errors import (
     CorruptError,
     FullError,
@@ -68,15 +68,15 @@ def open_descriptor(path: str) -> tuple[int, int]:
 
 def open_once(path: str) -> tuple[int, int]:
     """Open the data file as it is now. Raises ``NotFoundError`` and ``StorageError``."""
-    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    flags = portable.CLOEXEC | portable.NONBLOCK
     try:
-        return os.open(path, os.O_RDWR | flags), 0
+        return portable.open_file(path, os.O_RDWR | flags), 0
     except OSError as error:
         refusal = error.errno or errno.EACCES
         if refusal not in (*REFUSALS, errno.EISDIR):
             raise _cannot_open(path, error) from error
     try:
-        return os.open(path, os.O_RDONLY | flags), refusal
+        return portable.open_file(path, os.O_RDONLY | flags), refusal
     except OSError as error:
         raise _cannot_open(path, error) from error
 
@@ -151,23 +151,9 @@ def require_ours(path: str) -> Probe:
 def extend(path: str, descriptor: int, size: int) -> None:
     """Make a file that long; never shorter, whatever others do to it meanwhile."""
     try:
-        _allocate(descriptor, size - 1, 1)
+        portable.allocate(descriptor, size - 1, 1)
     except OSError as error:
         raise os_error(error, f"cannot extend {path}") from error
-
-
-def _allocate(descriptor: int, offset: int, length: int) -> None:
-    """Reserve space beyond the end of a file, as zeros."""
-    if sys.platform != "darwin":
-        try:
-            os.posix_fallocate(descriptor, offset, length)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-        else:
-            return
-    if os.fstat(descriptor).st_size < offset + length:
-        os.pwrite(descriptor, bytes(length), offset)
 
 
 def os_error(error: OSError, what: str) -> StorageError:
@@ -196,16 +182,18 @@ def allocate_lock_file(path: str) -> None:
     """
     lock_path = path + "-lock"
     try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = portable.open_file(
+            lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | portable.CLOEXEC, 0o666
+        )
     except OSError:
         # It is there, or LMDB will say what is wrong.
         return
     try:
         owner = os.stat(path)
-        if os.geteuid() == 0 and owner.st_uid != 0:
+        if portable.is_root() and owner.st_uid != 0:
             # A lock file of root's would keep the owner of the data out of it.
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        _allocate(descriptor, 0, LOCK_FILE_BYTES)
+            portable.give_to(descriptor, owner.st_uid, owner.st_gid)
+        portable.allocate(descriptor, 0, LOCK_FILE_BYTES)
     except OSError as error:
         os.unlink(lock_path)
         raise os_error(error, f"cannot create {lock_path}") from error
@@ -219,7 +207,7 @@ def process_using_lock_file(path: str) -> int | None:
     Only for one who has it not open: closing any descriptor of it drops all locks of a process.
     """
     try:
-        descriptor = os.open(path + "-lock", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = portable.open_file(path + "-lock", os.O_RDWR | portable.CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -234,6 +222,6 @@ def process_using_lock_file(path: str) -> int | None:
 
 def nobody_writes(path: str) -> bool:
     """Tell whether a file is on read-only media, or in a place where we may write nothing."""
-    if os.statvfs(path).f_flag & os.ST_RDONLY:
+    if portable.is_read_only(path):
         return True
     return not any(os.access(name, os.W_OK) for name in (path, os.path.dirname(path)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -13,10 +12,12 @@ import weakref
 from types import TracebackType
 from typing import final
 
+from vzarr import portable
 from vzarr.datafile import ATTEMPTS, os_error, status_of
 from vzarr.errors import AlreadyExistsError, BusyError, NotFoundError
 from vzarr.filelocks import no_fork
 from vzarr.format import chunk_digest
+from vzarr.portable import at_fork, sync_directory
 
 _NAME_DIGITS = 16
 # Of the system call renameat2.
@@ -86,7 +87,7 @@ class Draft:
             return self._hold(os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         os.mkdir(self.path, mode)
         try:
-            return self._hold(os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, mode)
+            return self._hold(os.O_RDONLY | portable.DIRECTORY | portable.NO_LINK, mode)
         except FileNotFoundError as error:
             # Somebody has taken it for dead.
             raise FileExistsError(errno.EEXIST, "taken", self.path) from error
@@ -96,7 +97,7 @@ class Draft:
 
         One that nobody knows of would keep its lock, and every other draft away, for ever.
         """
-        self._held.extend(map(os.open, [self.path], [flags | os.O_CLOEXEC], [mode]))
+        self._held.extend(map(portable.open_file, [self.path], [flags | portable.CLOEXEC], [mode]))
 
     def _let_go(self) -> None:
         """Close it, and forget its descriptor, in one step."""
@@ -165,7 +166,7 @@ class Draft:
         sync_directory(os.path.dirname(self.target))
 
     def _replace_directory(self) -> None:
-        old = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        old = portable.open_file(self.target, os.O_RDONLY | portable.DIRECTORY | portable.CLOEXEC)
         try:
             # It gets the draft's name, and while it is removed nobody may take that.
             _try_lock(old)
@@ -194,7 +195,9 @@ def remove_dead(target: str) -> None:
     path = draft_path(target)
     with no_fork:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = portable.open_file(
+                path, os.O_RDONLY | portable.CLOEXEC | portable.NO_LINK | portable.NONBLOCK
+            )
         except FileNotFoundError:
             return
         try:
@@ -216,15 +219,12 @@ def _remove(path: str, *, is_directory: bool) -> None:
 
 def _try_lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return portable.try_lock_file(descriptor)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+        if error.errno not in portable.NO_LOCKS:
             raise
         # A copy may go to a file system without locks; there is no telling who lives then.
         return True
-    return True
 
 
 def _is_at(descriptor: int, path: str) -> bool:
@@ -257,7 +257,7 @@ def _take_name(target: str, *, is_directory: bool) -> None:
     if is_directory:
         os.mkdir(target)
     else:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | portable.CLOEXEC, 0o666))
 
 
 def _exchange(path: str, target: str) -> None:
@@ -278,11 +278,13 @@ def _rename_in_one_step(path: str, target: str, flag: int) -> bool:
 
     A name that is taken first and filled then would be an empty file if we were killed in between.
     """
-    if sys.platform != "linux":
-        return False
     import ctypes
 
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    rename = portable.linux_call("renameat2")
+    if sys.platform == "win32" and flag == _RENAME_NOREPLACE:
+        # What POSIX overwrites is in the way here.
+        os.rename(path, target)
+        return True
     if rename is None:
         return False
     names = os.fsencode(path), os.fsencode(target)
@@ -299,15 +301,6 @@ def exists(path: str) -> AlreadyExistsError:
     return AlreadyExistsError(f"{path} exists already: open it, or choose another path", name=path)
 
 
-def sync_directory(directory: str) -> None:
-    """Make a new name durable, which LMDB leaves to us."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # ---- fork -----------------------------------------------------------------------------------
 
 _drafts: weakref.WeakSet[Draft] = weakref.WeakSet()
@@ -319,4 +312,4 @@ def _after_fork_in_child() -> None:
         draft.release()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

@@ -7,7 +7,6 @@ refers, so that both go at the same time; what was then neither committed nor gi
 from __future__ import annotations
 
 import atexit
-import os
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from vzarr.errors import VzarrError
 from vzarr.format import DOCUMENTS, Entry
 from vzarr.leases import Lease
 from vzarr.objects import root_digest
+from vzarr.portable import at_fork
 from vzarr.workspace import Workspace
 
 # At the end of the process nobody wants to wait for long.
@@ -165,4 +165,4 @@ def _after_fork_in_child() -> None:
 
 # What is registered last comes first: the files are still open then.
 atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

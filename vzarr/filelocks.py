@@ -6,6 +6,8 @@ the moment when its owner is gone, however it went; and anybody can ask which by
 locked, which makes a lock's place and length a message. A call takes a microsecond. The bytes are
 never read or written, and no file is as long.
 
+The locks of Windows tell nothing: only the turn at the gate is taken there. macOS has none.
+
 | from byte | region | a locked byte says |
 |---|---|---|
 | 2^62 | the write gate | somebody is the next to write |
@@ -22,7 +24,6 @@ closed it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
 import sys
@@ -30,8 +31,15 @@ import threading
 from dataclasses import dataclass
 from typing import final
 
+from vzarr.portable import at_fork
+
+if sys.platform == "win32":
+    from vzarr import windows
+else:
+    import fcntl
+
 SUPPORTED = sys.platform == "linux"
-"""Whether this system has such locks at all. A file system without them raises ``OSError``."""
+"""Whether this system has such locks that also tell. A file system without raises ``OSError``."""
 
 GATE_TURN = 1 << 62
 COMPACTION = GATE_TURN + 1
@@ -108,15 +116,22 @@ class Queue:
 def try_lock(descriptor: int, start: int, length: int = 1, *, shared: bool = False) -> bool:
     """Lock a range of bytes, unless another opening of the file has locked some of it.
 
-    A descriptor that only reads can take shared locks alone. On systems without such locks this
-    does nothing and gives True; raises ``OSError`` where the file system has none.
+    A descriptor that only reads can take shared locks alone. On macOS this does nothing and gives
+    True; on Windows own locks are in the way too, where they overlap. Raises ``OSError`` where the
+    file system has none.
     """
-    return _set(descriptor, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, start, length)
+    if sys.platform == "win32":
+        return windows.try_lock(descriptor, start, length, shared=shared)
+    else:  # noqa: RET505 - in another order, mypy would miss half of it
+        return _set(descriptor, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, start, length)
 
 
 def unlock(descriptor: int, start: int, length: int = 1) -> None:
-    """Give back what this opening of the file has locked of a range."""
-    _set(descriptor, fcntl.F_UNLCK, start, length)
+    """Give back what this opening of the file has locked of a range; on Windows, all of a lock."""
+    if sys.platform == "win32":
+        windows.unlock(descriptor, start, length)
+    else:
+        _set(descriptor, fcntl.F_UNLCK, start, length)
 
 
 def _set(descriptor: int, kind: int, start: int, length: int) -> bool:
@@ -148,11 +163,16 @@ def find(descriptor: int, start: int, length: int) -> tuple[int, int] | None:
 
 
 def process_with_lock(descriptor: int) -> int | None:
-    """Give a process that has a lock of the older kind on any byte: POSIX's, which LMDB takes.
+    """Give a process that has a lock on LMDB's lock file, of the older kind that LMDB takes.
 
-    0 stands for one of another container. None if there is none, or the system does not tell.
+    0 stands for one that is not told. None if there is none, or the system does not say.
     """
-    if sys.platform == "linux":
+    if sys.platform == "win32":
+        # There, LMDB shares a lock on the first byte of its lock file.
+        if not windows.try_lock(descriptor, 0, 1, shared=False):
+            return 0
+        windows.unlock(descriptor, 0, 1)
+    elif sys.platform == "linux":
         lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, lock))
         if kind != fcntl.F_UNLCK:
@@ -194,6 +214,6 @@ def _after_fork_in_child() -> None:
     no_fork._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-os.register_at_fork(
+at_fork(
     before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_after_fork_in_child
 )

@@ -8,7 +8,6 @@ and merges what it says, as if it were another branch.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -49,6 +48,7 @@ from vzarr.journal import TAKEN_OVER, JournalReader, JournalWriter, ended
 from vzarr.leases import Lease
 from vzarr.merge import Strategy, list_conflicts, merge
 from vzarr.objects import Bytes, Objects, Verify, root_digest
+from vzarr.portable import at_fork
 from vzarr.resizes import racing_resizes
 from vzarr.traces import Traces, array_of
 from vzarr.workspace import Workspace, check_value
@@ -116,6 +116,10 @@ class Fork:
         return fork
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Said here: pools and clusters wait for ever for what cannot be unpickled.
+        with self._environment.read() as txn:
+            if leases.find(txn, self._id) is None:
+                raise ended(self._id, None)
         verify, path = self._objects.verify, self._environment.path
         return _reopen, (path, self._id, self._record, verify, self._timeout)
 
@@ -364,7 +368,7 @@ def _after_fork() -> None:
         fork._after_fork()  # noqa: SLF001
 
 
-os.register_at_fork(after_in_child=_after_fork)
+at_fork(after_in_child=_after_fork)
 
 
 # ── the way back ─────────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any, TypeVar, final
 
+from vzarr import portable
 from vzarr.errors import CorruptError, StorageError
 from vzarr.format import SEALED
 from vzarr.lmdbfile import read_metas
@@ -315,7 +316,7 @@ class Guard:
     def _read_page(self, meta: Meta, number: int) -> bytes:
         page, size = b"", meta.page_size
         if number <= meta.last_page:
-            page = os.pread(self._descriptor, size, number * size)
+            page = portable.pread(self._descriptor, size, number * size)
         if len(page) < size:
             raise Damage(f"it ends before page {number}, which is in use")
         return page
@@ -415,7 +416,7 @@ class Guard:
     def _require_value(self, meta: Meta, value: Value) -> int:
         """Look at the first page of a large value, and give the number of its pages."""
         offset = value.first * meta.page_size
-        header = os.pread(self._descriptor, PAGE_HEADER.size, offset)
+        header = portable.pread(self._descriptor, PAGE_HEADER.size, offset)
         return read_value_pages(header, value, meta.last_page)
 
     # -- the list of free pages --
@@ -521,7 +522,7 @@ class Guard:
     def _read_value(self, meta: Meta, value: Value) -> tuple[bytes, bytes]:
         """Read a large value: the header of its first page, and its bytes."""
         size = PAGE_HEADER.size + value.size
-        data = os.pread(self._descriptor, size, value.first * meta.page_size)
+        data = portable.pread(self._descriptor, size, value.first * meta.page_size)
         if len(data) < size:
             raise Damage(f"it ends within the value on page {value.first}, which is in use")
         return data[: PAGE_HEADER.size], data[PAGE_HEADER.size :]

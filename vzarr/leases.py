@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, final
 
+from vzarr import portable
 from vzarr.environment import Environment, Txn
 from vzarr.errors import Holder, SessionStateError
 from vzarr.format import (
@@ -32,6 +33,7 @@ from vzarr.format import (
     split_session_key,
 )
 from vzarr.history import now
+from vzarr.portable import at_fork
 from vzarr.printable import printable
 
 ID_BYTES = SESSION_ID_BYTES
@@ -109,13 +111,8 @@ def own(environment: Environment, record: LeaseRecord) -> LeaseRecord:
 
 
 def process_started(pid: int) -> int:
-    """When a process began, in clock ticks since boot; 0 where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            # The second field, the command, may itself hold spaces and parentheses.
-            return int(stat.read().rpartition(b")")[2].split()[19])
-    except OSError:
-        return 0
+    """When a process began, as the system counts; 0 where it does not tell, or there is none."""
+    return portable.process_started(pid) or 0
 
 
 # ── records ──────────────────────────────────────────────────────────────────────────────────────
@@ -314,17 +311,7 @@ def is_alive(environment: Environment, session_id: bytes, lease: LeaseRecord) ->
         return None
     if present is not None:
         return False
-    return _is_running(lease.pid) and process_started(lease.pid) == lease.process_started
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return portable.process_started(lease.pid) == lease.process_started
 
 
 def describe(session_id: bytes, lease: LeaseRecord, alive: bool | None) -> SessionInfo:
@@ -356,4 +343,4 @@ def _after_fork_in_child() -> None:
         lease.part()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

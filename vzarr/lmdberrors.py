@@ -7,6 +7,7 @@ import os
 
 import lmdb
 
+from vzarr import portable
 from vzarr.datafile import MAX_READERS
 from vzarr.errors import (
     CorruptError,
@@ -85,7 +86,6 @@ def _full(path: str, error: lmdb.Error) -> FullError:
 def _free_bytes(path: str) -> int | None:
     try:
         # Of the directory: a file that is being made has not its name yet.
-        status = os.statvfs(os.path.dirname(path))
+        return portable.free_bytes(os.path.dirname(path))
     except OSError:
         return None
-    return status.f_bavail * status.f_frsize

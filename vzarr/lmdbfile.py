@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar, final
 
+from vzarr import portable
 from vzarr.errors import CorruptError, NotARepositoryError, NotFoundError, StorageError
 from vzarr.format import SEALED, unseal
 from vzarr.pages import (
@@ -97,7 +98,7 @@ def probe(path: str) -> Probe:
 def _open(path: str) -> int:
     try:
         # Without O_NONBLOCK, a named pipe would make us wait for a writer.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return portable.open_file(path, os.O_RDONLY | portable.CLOEXEC | portable.NONBLOCK)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"{path} does not exist: check the path, or create a repository there", name=path
@@ -121,7 +122,7 @@ def _foreign(descriptor: int) -> str:
         return "is not a regular file"
     if not status.st_size:
         return "is an empty file"
-    start = os.pread(descriptor, META_BYTES, 0)
+    start = portable.pread(descriptor, META_BYTES, 0)
     if len(start) < META_BYTES:
         return f"is too short for a repository ({len(start)} bytes)"
     magic, version = struct.unpack_from("=II", start, _MAGIC_OFFSET)
@@ -157,13 +158,13 @@ def _probe(descriptor: int, path: str) -> Probe:
 
 def read_metas(descriptor: int) -> tuple[bytes, bytes]:
     """Read both meta pages, as they are."""
-    first = os.pread(descriptor, META_BYTES, 0)
+    first = portable.pread(descriptor, META_BYTES, 0)
     if len(first) < META_BYTES:
         return first, b""
     page_size = page_size_of(first)
     # Where the first meta page is damaged, the second one shows where it is itself.
     for size in [page_size] if page_size in PAGE_SIZES else sorted(PAGE_SIZES):
-        second = os.pread(descriptor, META_BYTES, size)
+        second = portable.pread(descriptor, META_BYTES, size)
         if struct.unpack_from("=II", second.ljust(META_BYTES), _MAGIC_OFFSET) == (
             META_MAGIC,
             META_VERSION,
@@ -213,7 +214,7 @@ def _names(descriptor: int, meta: Meta) -> dict[bytes, Tree]:
 def _read_page(descriptor: int, meta: Meta, number: int, kind: int) -> bytes:
     if not 2 <= number <= meta.last_page:
         raise Damage(f"its main tree points at page {number} of {meta.last_page}")
-    page = os.pread(descriptor, meta.page_size, number * meta.page_size)
+    page = portable.pread(descriptor, meta.page_size, number * meta.page_size)
     if len(page) < meta.page_size:
         raise Damage(f"it ends before page {number}, which is in use")
     own_number, flags, lower, upper = PAGE_HEADER.unpack_from(page)
@@ -431,7 +432,7 @@ class Reader:
         if not 2 <= number <= meta.last_page:
             raise Damage(f"a large value is said to be on page {number} of {meta.last_page}")
         first = number * meta.page_size
-        header = os.pread(self._descriptor, PAGE_HEADER.size, first)
+        header = portable.pread(self._descriptor, PAGE_HEADER.size, first)
         if len(header) < PAGE_HEADER.size:
             raise Damage(f"it ends before page {number}, which is in use")
         if PAGE_HEADER.unpack(header)[:2] != (number, OVERFLOW):
@@ -444,7 +445,7 @@ class Reader:
         parts = []
         while size > 0:
             # A single call reads less than 2 GiB.
-            part = os.pread(self._descriptor, min(size, 1 << 30), offset)
+            part = portable.pread(self._descriptor, min(size, 1 << 30), offset)
             if not part:
                 raise Damage("it became shorter")
             parts.append(part)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, final
 
 import lmdb
 
+from vzarr import portable
 from vzarr.datafile import (
     ATTEMPTS,
     DATABASES,
@@ -31,6 +34,12 @@ INITIAL_MAP_BYTES = 64 << 30
 """Address space reserved for a file, sparse and free of cost. 1 TiB each would not do for many."""
 MINIMUM_MAP_BYTES = 256 << 20
 """What we settle for where address space is limited (``ulimit -v``)."""
+MAP_IS_FILE = sys.platform == "win32"
+"""Whether LMDB makes a file as long as the map of who writes it, and maps no more to read it.
+
+Then a map is no longer than it has to be; files are sparse until they are closed, and cut off then.
+"""
+_SHORT_MAP_BYTES = 64 << 20
 
 
 @final
@@ -101,7 +110,9 @@ def open_file(path: str, key: tuple[int, int], gate: Gate, *, writable: bool) ->
 
 def _hold_lock_file(path: str) -> int:
     try:
-        return os.open(path + "-lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return portable.open_file(
+            path + "-lock", os.O_RDONLY | portable.CLOEXEC | portable.NONBLOCK
+        )
     except OSError:
         # LMDB will say what is wrong with it, or do without on media that nobody can write.
         return -1
@@ -120,10 +131,15 @@ def _map_for_reading(path: str, found: Probe) -> lmdb.Environment:
     return map_file(path, found.file_bytes, readonly=True, lock=False)
 
 
-def map_file(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
-    """Open a file with LMDB, with as big a map as can be had. Raises lmdb's errors."""
+def map_file(path: str, file_bytes: int, *, sync: bool = True, **options: Any) -> lmdb.Environment:
+    """Open a file with LMDB, with as big a map as can be had. Raises lmdb's errors.
+
+    Without ``sync`` no txn is flushed: only for a file that nobody relies on before all of it is.
+    """
     size = max(INITIAL_MAP_BYTES, 4 * file_bytes)
     floor = max(MINIMUM_MAP_BYTES, 2 * file_bytes)
+    if MAP_IS_FILE:
+        size = floor = file_bytes if options.get("readonly") else max(_SHORT_MAP_BYTES, file_bytes)
     while True:
         try:
             return lmdb.open(
@@ -131,7 +147,7 @@ def map_file(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
                 map_size=size,
                 subdir=False,
                 metasync=False,
-                sync=True,
+                sync=sync,
                 writemap=False,
                 map_async=False,
                 readahead=True,
@@ -146,6 +162,17 @@ def map_file(path: str, file_bytes: int, **options: Any) -> lmdb.Environment:
             if size <= floor:
                 raise
             size = max(size // 2, floor)
+
+
+def cut_off(path: str, descriptor: int) -> None:
+    """Make a file end with its last page, which LMDB has closed in this process.
+
+    Nobody may be about to write it. Nothing happens while another process has it mapped, or where
+    files are as long as they have to be.
+    """
+    if MAP_IS_FILE:
+        with contextlib.suppress(OSError, VzarrError):
+            os.ftruncate(descriptor, probe(path).required_bytes)
 
 
 def _cannot_map(error: lmdb.Error, path: str) -> VzarrError:

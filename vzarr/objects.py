@@ -81,15 +81,6 @@ class Cache(Generic[_K, _V]):
 # Objects never change, so that every session of every repository in the process shares these.
 _nodes: Cache[bytes, Node] = Cache(_CACHE_BYTES)
 _entries: Cache[tuple[bytes, str], Entry] = Cache(1 << 14)
-# But for those that are shallow or partial, by path: what another one has, these may lack, and what
-# is made of it would refer to what is nowhere in the file.
-_nodes_of_partial: dict[str, Cache[bytes, Node]] = {}
-
-
-def _note_partial(txn: Txn, path: str) -> None:
-    """Let a repository, if something is left out of it, have a cache of its own. O(log n)."""
-    if path not in _nodes_of_partial and absence.is_any(txn):
-        _nodes_of_partial[path] = Cache(_CACHE_BYTES)
 
 
 class Store(Protocol):
@@ -116,19 +107,22 @@ class Store(Protocol):
 class Objects:
     """The objects of one repository, as they are on disk."""
 
-    __slots__ = ("_verified", "environment", "verify")
+    __slots__ = ("_own_nodes", "_verified", "environment", "verify")
 
     def __init__(self, environment: Environment, verify: Verify) -> None:
         self.environment = environment
         self.verify = verify
         self._verified: set[bytes] = set()
+        # Of a shallow or partial clone: what another repository has, it may lack, and what is made
+        # of that would refer to what is nowhere in the file.
+        self._own_nodes: Cache[bytes, Node] | None = None
 
     def load(self, digest: bytes) -> Node:
         """Give a tree node, decoded; shared, not to be changed.
 
         Raises ``CorruptError`` if it is missing or damaged. O(1), a hash of the node when cold.
         """
-        nodes = _nodes_of_partial.get(self.environment.path, _nodes)
+        nodes = _nodes if self._own_nodes is None else self._own_nodes
         node = nodes.get(digest)
         if node is None:
             with self.environment.read() as txn:
@@ -162,7 +156,8 @@ class Objects:
         with self.environment.read() as txn:
             data = txn.get("nodes", digest)
             # Whoever reads or edits a tree begins here.
-            _note_partial(txn, self.environment.path)
+            if self._own_nodes is None and absence.is_any(txn):
+                self._own_nodes = Cache(_CACHE_BYTES)
         if data is None:
             self._require_kept("the snapshot", digest)
         if data is None or entry_digest(data) != digest:

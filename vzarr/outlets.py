@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, final
 
+from vzarr import portable
 from vzarr.contents import Batch, Contents, batches, spread
 from vzarr.datafile import os_error, our_errors
 from vzarr.draft import Draft, draft_path
@@ -24,7 +25,7 @@ _ZIP_MODE = 0o644 << 16
 # A remote store answers late, and to many at once.
 _REMOTE_WORKERS, _REMOTE_KEYS = 16, 8
 
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | portable.CLOEXEC
 
 
 # ── a directory ──────────────────────────────────────────────────────────────────────────────────
@@ -78,19 +79,16 @@ def _create(path: str) -> int:
 
 def _flush(draft: Draft) -> None:
     """Make all files of a directory durable: all at once where the system can. Raises OSError."""
-    sync = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    sync = portable.linux_call("syncfs")
     if sync is not None:
         if sync(draft.descriptor):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), draft.path)
         return
     for directory, _, names in os.walk(draft.path):
-        for name in (*names, "."):
-            descriptor = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        for name in names:
+            portable.sync_path(os.path.join(directory, name))
+        portable.sync_directory(directory)
 
 
 # ── a zip file ───────────────────────────────────────────────────────────────────────────────────
@@ -125,7 +123,7 @@ def flush_file(draft: Draft, meter: Meter) -> None:
     """Make a file durable. Raises ``FullError`` and ``StorageError``."""
     meter.stage("flush", 1)
     with our_errors(f"cannot write {draft.path}"):
-        os.fsync(draft.descriptor)
+        portable.fsync(draft.descriptor)
     meter.end()
 
 

@@ -7,6 +7,7 @@ import stat
 import struct
 from typing import NamedTuple, final
 
+from vzarr import portable
 from vzarr.errors import NotARepositoryError, NotFoundError, StorageError
 from vzarr.pages import (
     BIG_VALUE,
@@ -107,7 +108,7 @@ class RawFile:
             # A single call reads less than 2 GiB.
             wanted = min(end - offset, 1 << 30)
             try:
-                part = os.pread(self._descriptor, wanted, offset)
+                part = portable.pread(self._descriptor, wanted, offset)
             except OSError:
                 part = self._around_bad_sectors(offset, wanted)
             if not part:
@@ -123,7 +124,7 @@ class RawFile:
         while start < end:
             length = min(_SECTOR_BYTES - start % _SECTOR_BYTES, end - start)
             try:
-                parts.append(os.pread(self._descriptor, length, start).ljust(length, b"\0"))
+                parts.append(portable.pread(self._descriptor, length, start).ljust(length, b"\0"))
             except OSError:
                 self._bad_sectors.add(start // _SECTOR_BYTES)
                 parts.append(bytes(length))
@@ -174,7 +175,7 @@ def child_at(page: bytes, start: int) -> int:
 def _open(path: str) -> tuple[int, int]:
     try:
         # Without O_NONBLOCK, a named pipe would make us wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = portable.open_file(path, os.O_RDONLY | portable.CLOEXEC | portable.NONBLOCK)
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file {path}: check the path", name=path) from error
     except OSError as error:

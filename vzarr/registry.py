@@ -15,6 +15,7 @@ from vzarr.datafile import open_descriptor, require_single_name, status_of
 from vzarr.draft import Draft
 from vzarr.errors import BusyError
 from vzarr.filelocks import no_fork
+from vzarr.portable import at_fork
 from vzarr.presence import ReplacedError
 from vzarr.system import flock_holder
 
@@ -38,7 +39,7 @@ class Registry(Generic[Shared]):
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], tuple[Access, Shared]] = {}
         self._forking = threading.local()
-        os.register_at_fork(
+        at_fork(
             before=self._before_fork,
             after_in_parent=self._after_fork_in_parent,
             after_in_child=self._after_fork_in_child,

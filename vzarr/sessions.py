@@ -20,6 +20,7 @@ from vzarr.errors import (
 from vzarr.format import FORK, MERGED_FORK, SESSION, LeaseRecord, encode_lease, session_key
 from vzarr.leases import Lease, SessionInfo
 from vzarr.objects import Objects
+from vzarr.portable import at_fork
 from vzarr.session import Session, open_sessions
 from vzarr.system import running
 
@@ -161,7 +162,7 @@ def _after_fork_in_child() -> None:
         open_sessions[session.id] = session
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)
 
 
 def _holder(record: LeaseRecord) -> Holder:

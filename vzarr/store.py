@@ -10,7 +10,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import numpy as np
 from zarr.abc.store import ByteRequest, Store
@@ -47,7 +48,7 @@ class VzarrStore(Store):
     A fork's store can be pickled, and written to in any process of this machine. Within its process
     a session's pickled store is the same session's. In another one a store that only reads becomes
     one of the same commit; a session's writable store, or one that shows uncommitted work, raises
-    ``SessionStateError`` there.
+    ``SessionStateError`` there, when it is used.
     """
 
     supports_writes: bool = True
@@ -464,11 +465,33 @@ def _find(
         return VzarrStore(session, read_only=read_only, autocommit=autocommit)
     if commit is not None:
         return open_store(path, "r", commit)
-    raise SessionStateError(
+    if pid != os.getpid():
+        # Not at once: pools and clusters wait for ever for a task that cannot be unpickled.
+        return VzarrStore(cast(Session, _Elsewhere(pid, path)), read_only=read_only)
+    raise _elsewhere(pid)
+
+
+def _elsewhere(pid: int) -> SessionStateError:
+    return SessionStateError(
         f"a writable store was unpickled in process {os.getpid()}, and its session with the "
         f"uncommitted work is, or was, in process {pid}. Send it the store of session.fork(), and "
         "join what was written with session.merge_fork(); or open a transaction in each process"
     )
+
+
+@final
+class _Elsewhere:
+    """A session of another process: what its store is used for raises ``SessionStateError``."""
+
+    branch = "in another process"
+    read_only = False
+
+    def __init__(self, pid: int, path: str) -> None:
+        self._pid = pid
+        self.environment = SimpleNamespace(path=path)
+
+    def __getattr__(self, name: str) -> Any:
+        raise _elsewhere(self._pid)
 
 
 class _NeverWritableError(ReadOnlyError, NotImplementedError):

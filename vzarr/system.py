@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from datetime import UTC, datetime
 
+from vzarr import portable
 from vzarr.errors import Holder, StorageError
 
 # Locks, shared mappings or both do not work between the machines that mount these.
@@ -14,7 +16,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
     {
         *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "gpfs"),
         *("lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb2", "smb3"),
-        *("smbfs", "vboxsf", "virtiofs", "fuse.ceph", "fuse.davfs", "fuse.gcsfuse"),
+        *("smb", "smbfs", "vboxsf", "virtiofs", "fuse.ceph", "fuse.davfs", "fuse.gcsfuse"),
         *("fuse.glusterfs", "fuse.goofys", "fuse.juicefs", "fuse.mount-s3", "fuse.rclone"),
         *("fuse.s3fs", "fuse.sshfs"),
     }
@@ -30,11 +32,12 @@ def cores() -> int:
 
 def flock_holder(descriptor: int) -> Holder | None:
     """Find who holds the ``flock`` of a file, where the system tells."""
-    status = os.fstat(descriptor)
-    pid = _flock_pid(os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-    if pid is None:
-        return None
-    return Holder(pid, socket.gethostname(), _command(pid), _started(pid))
+    if sys.platform != "win32":
+        status = os.fstat(descriptor)
+        pid = _flock_pid(os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        if pid is not None:
+            return Holder(pid, socket.gethostname(), _command(pid), _started(pid))
+    return None
 
 
 def running(pid: int, since: datetime | None) -> Holder:
@@ -80,10 +83,10 @@ def _started(pid: int) -> datetime | None:
     booted = [line.split()[1] for line in _lines("/proc/stat") if line.startswith("btime ")]
     # The command in parentheses may hold anything; the fields follow the last one.
     fields = "".join(_lines(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    if not booted or len(fields) < 20:
-        return None
-    seconds = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return datetime.fromtimestamp(int(booted[0]) + seconds, UTC)
+    if sys.platform != "win32" and booted and len(fields) >= 20:
+        seconds = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return datetime.fromtimestamp(int(booted[0]) + seconds, UTC)
+    return None
 
 
 def _lines(path: str) -> list[str]:
@@ -97,7 +100,7 @@ def _lines(path: str) -> list[str]:
 
 def require_local(path: str) -> None:
     """Raise ``StorageError`` if the path is on a file system that several machines mount."""
-    kind = _file_system(path)
+    kind = "smb" if portable.is_remote(path) else _file_system(path)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise StorageError(
             f"{path} is on a network file system ({kind}), where LMDB's locks and shared memory do "
@@ -130,3 +133,17 @@ def _unescape(field: str) -> str:
 
 def _below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+# A little less than glibc's DEFAULT_MMAP_THRESHOLD_MAX.
+_LARGEST_KEPT_BYTES = 31 << 20
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next one who asks. O(1), never touches it.
+
+    LMDB takes memory for all that a write txn puts, and frees it with the txn. glibc gives large
+    pieces back to the system at once, to be faulted in again a moment later, until it has seen that
+    such pieces are freed: from then on it keeps 64 MiB. Other C libraries take no notice.
+    """
+    bytes(_LARGEST_KEPT_BYTES)

@@ -29,6 +29,7 @@ from vzarr.environment import Environment
 from vzarr.errors import BusyError, Holder, SessionStateError, StorageError, VzarrError
 from vzarr.filelocks import Queue, no_fork
 from vzarr.format import chunk_digest
+from vzarr.portable import at_fork
 from vzarr.system import process_namespace, running
 
 # How long to sleep between two looks at the queue: at first, for each place that one is behind; at
@@ -313,4 +314,4 @@ def _after_fork_in_child() -> None:
     _turns.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

@@ -9,7 +9,6 @@ trees that cost what changed.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from vzarr.hierarchy import Hierarchy, collect, require_depth
 from vzarr.history import now
 from vzarr.leases import NOBODY, Lease
 from vzarr.objects import BlobSource, Bytes, Objects, Overlay, put_root
+from vzarr.portable import at_fork
 
 # So many edits are folded into the tree, where they take a fifth of the memory. In a large tree it
 # takes more of them, because edits all over it rewrite most of its nodes.
@@ -271,4 +271,4 @@ def _after_fork_in_child() -> None:
         workspace.lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

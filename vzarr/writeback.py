@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import _thread
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from vzarr.portable import linux_call
 
 _WORTH_BYTES = 8 << 20
 _PACE_SECONDS = 0.002
@@ -49,11 +50,11 @@ def _urge(begin: Callable[[int], object], descriptor: int, running: _thread.Lock
 @functools.cache
 def _system_call() -> Callable[[int], object] | None:
     """Give what begins to write out a whole file, without waiting for it; None if nothing does."""
-    if sys.platform != "linux":
-        return None
     import ctypes
 
-    call = ctypes.CDLL(None).sync_file_range
+    call = linux_call("sync_file_range")
+    if call is None:
+        return None
     call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     # What it returns says nothing that the commit will not find out by itself.
     return lambda descriptor: call(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)

@@ -225,7 +225,7 @@ STEPS = {
     "before the copy": (duplicate.Environment, "copy", die),
     "after the copy": (duplicate.Environment, "copy", die_after(duplicate.Environment.copy)),
     "while it is verified": (duplicate, "check_copy", die),
-    "before it is flushed": (duplicate.os, "fsync", die),
+    "before it is flushed": (os, "fsync", die),
     "before it is renamed": (drafts.os, "replace", die),
     "after it is renamed": (drafts.os, "replace", die_after(os.replace)),
     "before the directory is flushed": (drafts, "sync_directory", die),

@@ -263,9 +263,9 @@ def sum_of_store(store: vzarr.VzarrStore, row: int) -> int:
     return sum_of(zarr.open_array(store, path="a", mode="r"), row)
 
 
-def unpickle(data: bytes) -> str:
+def use_unpickled(data: bytes) -> str:
     try:
-        pickle.loads(data)
+        zarr.open_array(pickle.loads(data), path="a", mode="r")
     except SessionStateError as error:
         return str(error)
     return "it can be used"
@@ -285,7 +285,7 @@ def test_pools_of_readers(filled, method):
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         assert list(pool.map(sum_of, [array] * 6, range(6))) == expected
         assert list(pool.map(sum_of_store, [store] * 6, range(6))) == expected
-        said = pool.submit(unpickle, pickle.dumps(session.store)).result()
+        said = pool.submit(use_unpickled, pickle.dumps(session.store)).result()
     assert "session.fork()" in said
     assert f"process {os.getpid()}" in said
     session.discard()

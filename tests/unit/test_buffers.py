@@ -109,7 +109,7 @@ def test_threads_never_share_a_buffer():
 def test_freed_memory_is_kept_for_the_next_who_asks():
     script = (
         "import resource\n"
-        "from vzarr.buffers import keep_freed_memory\n"
+        "from vzarr.system import keep_freed_memory\n"
         "def faults():\n"
         "    begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    pieces = [bytearray(1 << 20) for _ in range(16)]\n"

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vzarr import access, creation, datafile, draft, lmdberrors, memorymap, system
+from vzarr import access, creation, datafile, draft, lmdberrors, memorymap, portable, system
 from vzarr.activity import Activity
 from vzarr.environment import DATABASES, Environment, Txn
 from vzarr.errors import (
@@ -281,7 +281,7 @@ def test_the_lock_file_has_its_full_size(environment: Environment) -> None:
 def test_a_lock_file_that_exists_is_not_touched(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Environment.create(file, nothing).close()
     before = os.stat(file + "-lock")
-    monkeypatch.setattr(datafile, "_allocate", None)
+    monkeypatch.setattr(portable, "allocate", None)
     with opened(file):
         after = os.stat(file + "-lock")
     assert (before.st_ino, before.st_size) == (after.st_ino, after.st_size)

@@ -15,7 +15,7 @@ import zarr
 
 import vzarr
 from tests.support import assert_sound
-from vzarr import refs, retelling
+from vzarr import portable, refs, retelling
 from vzarr.errors import (
     AlreadyExistsError,
     CorruptError,
@@ -801,7 +801,7 @@ def test_bad_sectors(broken, saved, monkeypatch, before):
             raise OSError(5, "Input/output error")
         return pread(descriptor, nbytes, offset)
 
-    monkeypatch.setattr(os, "pread", failing)
+    monkeypatch.setattr(portable, "pread", failing)
     found = Salvage(str(broken))
     found.search(lambda _: None)
     monkeypatch.undo()

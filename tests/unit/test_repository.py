@@ -13,6 +13,7 @@ import lmdb
 import pytest
 
 import vzarr
+from tests.support import posix
 from vzarr.access import Access
 from vzarr.environment import _registry
 from vzarr.errors import (
@@ -169,6 +170,7 @@ def test_a_newer_format_is_refused_and_named(path):
     environment.close()
 
 
+@posix
 def test_no_permission_is_a_typed_error(path):
     vzarr.open(path).close()
     path.chmod(0)

@@ -28,7 +28,7 @@ def client() -> Iterator[Client]:
     """A cluster of two processes with two threads each."""
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -158,6 +158,56 @@ def test_futures_that_are_given_a_fork_each(session, client):
     np.testing.assert_array_equal(array[:], numbers())
 
 
+def scale(block: np.ndarray, target: zarr.Array, block_info: dict | None = None) -> np.ndarray:
+    """Write ten times a block where it belongs; give back who has done it."""
+    target[tuple(slice(*ends) for ends in block_info[0]["array-location"])] = 10 * block
+    return np.full((1, 1), os.getpid())
+
+
+def test_blocks_that_write_themselves(repo, session, client):
+    """``map_blocks`` with a fork's array: what comes back are only numbers."""
+    create(session.store)
+    fork = session.fork()
+    target = zarr.open_array(fork.store, path="a")
+    blocks = da.from_array(numbers(), chunks=(20, 15))
+    written = blocks.map_blocks(
+        scale, target, dtype="i8", chunks=(1, 1), meta=np.empty((0, 0), "i8")
+    )
+    with client.as_current():
+        pids = written.compute()
+    assert pids.shape == (2, 2)
+    assert os.getpid() not in pids
+    session.merge_fork(fork)
+    session.commit("by blocks")
+    found = zarr.open_array(repo.store("main"), path="a")[:]
+    np.testing.assert_array_equal(found, 10 * numbers())
+
+
+def test_a_session_that_is_sent_to_a_cluster(session, client):
+    """The task fails and says why; a task that could not be unpickled would never end."""
+    array = create(session.store)
+    future = client.submit(array.__setitem__, slice(None), 1)
+    with pytest.raises(vzarr.SessionStateError, match=r"store of session\.fork\(\)"):
+        future.result(timeout=60)
+    assert client.submit(repr, array).result(timeout=60).startswith("<Array vzarr://")
+    assert not array[:].any()
+    session.discard()
+
+
+def test_a_fork_that_has_ended_is_not_sent(session, client):
+    """The call fails, not some worker that nobody hears."""
+    create(session.store)
+    fork = session.fork()
+    array = zarr.open_array(fork.store, path="a")
+    session.merge_fork(fork)
+    session.commit("done")
+    with pytest.raises(Exception) as caught:
+        client.submit(array.__setitem__, slice(None), 1).result(timeout=60)
+    chain = [caught.value, caught.value.__cause__, caught.value.__context__]
+    assert any("fork a session anew" in str(error) for error in chain)
+    assert not isinstance(caught.value, TimeoutError)
+
+
 def fatal_once(block: np.ndarray, marker: str, block_info: dict | None = None) -> np.ndarray:
     """Kill the worker with all it is doing, when it comes to one of the blocks for the first time.
 
@@ -256,3 +306,42 @@ def test_from_one_snapshot_to_the_next(repo, session, client):
     session.commit("second")
     found = xr.open_zarr(repo.store("main"))
     xr.testing.assert_allclose(found.sst.compute(), ocean().sst.compute() + 1)
+
+
+def read_and_write(path: str, ref: str, fork: vzarr.fork.Fork, rows: slice) -> tuple[int, float]:
+    """Open the file by its path, as any program does, and write what comes of some rows."""
+    with xr.open_dataset(path, ref=ref) as data:
+        part = data.sst[rows].load()
+    zarr.open_array(fork.store, path="doubled", mode="r+")[rows] = 2 * part.values
+    return os.getpid(), float(part.sum())
+
+
+def test_each_process_of_a_cluster_opens_the_file_itself(repo, session, client):
+    """Workers read one file with xarray and write to it with one fork, all at once."""
+    to_vzarr(ocean(), session)
+    commit = session.commit("first")
+    zarr.create_array(session.store, name="doubled", shape=(40, 30), chunks=(10, 30), dtype="f8")
+    fork = session.fork()
+    client.wait_for_workers(2, timeout=60)
+    workers = list(client.scheduler_info()["workers"])
+    assert len(workers) == 2
+    futures = [
+        client.submit(
+            read_and_write,
+            repo.path,
+            commit,
+            fork,
+            slice(10 * part, 10 * part + 10),
+            workers=[workers[part % 2]],
+            allow_other_workers=False,
+        )
+        for part in range(4)
+    ]
+    answers = client.gather(futures)
+    assert len({pid for pid, _ in answers} - {os.getpid()}) == 2
+    expected = ocean().sst.compute()
+    np.testing.assert_allclose(sum(total for _, total in answers), expected.sum())
+    session.merge_fork(fork)
+    session.commit("doubled")
+    found = zarr.open_array(repo.store("main"), path="doubled")[:]
+    np.testing.assert_array_equal(found, 2 * expected.values)
