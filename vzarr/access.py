@@ -35,6 +35,7 @@ from vzarr.datafile import (
     process_using_lock_file,
     require_ours,
     require_single_name,
+    status_of,
 )
 from vzarr.draft import Draft, remove_dead
 from vzarr.errors import (
@@ -46,10 +47,11 @@ from vzarr.errors import (
     StorageError,
     VzarrError,
 )
+from vzarr.flushes import Flushes
 from vzarr.gate import Gate
 from vzarr.lmdberrors import translate
 from vzarr.lmdbfile import probe
-from vzarr.memorymap import Opened, open_file, replaced, require_in_place
+from vzarr.memorymap import MAP_IS_FILE, Opened, cut_off, open_file, replaced, require_in_place
 from vzarr.presence import Presence, ReplacedError
 from vzarr.system import running
 from vzarr.txn import FORKED, FORKED_TXN, OVER, Txn
@@ -93,6 +95,7 @@ class Access:
         "_room",
         "activity",
         "earlier_txns",
+        "flushes",
         "followers",
         "gate",
         "key",
@@ -110,6 +113,7 @@ class Access:
         self.gate = Gate(path, descriptor)
         self.presence = Presence(descriptor)
         self.activity = Activity()
+        self.flushes = Flushes()
         # Who has a descriptor of the file besides ours. Changed by those who let nobody fork.
         self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         # None until it is opened, and whenever LMDB has to be opened anew at the next use.
@@ -193,8 +197,7 @@ class Access:
         """Pass the gate and begin a write txn that has so many bytes to write."""
         if not self.users:
             raise self.closed()
-        if not self.writable:
-            raise ReadOnlyError(f"{self.path} is open for reading only: open it for writing")
+        self.require_writable()
         if self.activity.here():
             raise SessionStateError(
                 "a write txn cannot begin inside another txn of the same thread: end that first"
@@ -209,6 +212,11 @@ class Access:
         except BaseException:
             self.give_up(txn)
             raise
+
+    def require_writable(self) -> None:
+        """Raise ``ReadOnlyError`` if the file is open for reading only."""
+        if not self.writable:
+            raise ReadOnlyError(f"{self.path} is open for reading only: open it for writing")
 
     def end_write(self, txn: Txn, *, commit: bool) -> None:
         """Commit a write txn or give it up, and let the next writer through the gate."""
@@ -285,8 +293,12 @@ class Access:
         """Map the file anew; size 0 takes the one recorded in it. The caller must be alone."""
         if self.opened is None:
             return
+        wanted = size
+        if MAP_IS_FILE and not size:
+            # What is recorded may be less than there is, and would cut that off.
+            wanted = status_of(self.path, self.gate.descriptor).st_size
         try:
-            self.opened.handle.set_mapsize(size)
+            self.opened.handle.set_mapsize(wanted)
         except lmdb.Error as error:
             # The old map is gone already: open the file again at the next use.
             self.close_handle()
@@ -347,6 +359,13 @@ class Access:
         opened, self.opened = self.opened, None
         if opened is not None:
             opened.close()
+            if MAP_IS_FILE and self.writable:
+                self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Make the file end with its last page, unless somebody writes it just now."""
+        with contextlib.suppress(VzarrError), self._passage(0):
+            cut_off(self.path, self.gate.descriptor)
 
     def dispose(self) -> None:
         """Close what is left when nobody uses the file any more."""
@@ -483,6 +502,7 @@ class Access:
         opened, self.opened = self.opened, None
         inside = self.activity.inside()
         self.activity = Activity()
+        self.flushes = Flushes()
         self.followers = weakref.WeakSet()
         # Closed without unlocking, which would take the locks from the parent.
         self.gate.close()

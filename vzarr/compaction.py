@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import final
 
+from vzarr import portable
 from vzarr.committing import Settings
 from vzarr.datafile import os_error
 from vzarr.draft import Draft
@@ -71,7 +72,7 @@ def compact(
         require_room(environment, os.path.dirname(environment.path))
         # Nobody else may read it before it has the permissions of the file.
         with Draft(environment.path, 0o600) as draft:
-            write_copy(environment, draft, verify, progress)
+            write_copy(environment, draft, verify, progress, dense=True)
             _take_over_status(environment, draft)
             environment.replace_by(draft, settings.timeout)
     return CompactReport(
@@ -88,11 +89,11 @@ def _take_over_status(environment: Environment, draft: Draft) -> None:
     try:
         old, new = os.stat(environment.path), os.fstat(draft.descriptor)
         if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-            os.fchown(draft.descriptor, old.st_uid, old.st_gid)
+            portable.give_to(draft.descriptor, old.st_uid, old.st_gid)
         shutil.copystat(environment.path, draft.path)
         # It was written now.
         os.utime(draft.descriptor)
-        os.fsync(draft.descriptor)
+        portable.fsync(draft.descriptor)
     except PermissionError as error:
         raise StorageError(
             f"{environment.path} belongs to another user, and would not when it is compacted: have "

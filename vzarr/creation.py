@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 
 import lmdb
 
+from vzarr import portable
 from vzarr.datafile import DATABASES, os_error
 from vzarr.draft import exists, place
 from vzarr.errors import NotFoundError, VzarrError
 from vzarr.guard import Table
 from vzarr.lmdberrors import translate
-from vzarr.memorymap import map_file
+from vzarr.memorymap import cut_off, map_file
 from vzarr.txn import Txn
 
 
@@ -59,9 +60,10 @@ def _write_draft(draft: str, initialise: Callable[[Txn], None]) -> None:
         handle.sync(True)
     finally:
         handle.close()
-    descriptor = os.open(draft, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(draft, os.O_RDWR | portable.CLOEXEC)
     try:
-        os.fsync(descriptor)
+        cut_off(draft, descriptor)
+        portable.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, final
 
-from vzarr import refs
+from vzarr import portable, refs
 from vzarr.check import check_copy
 from vzarr.copying import Copy
 from vzarr.datafile import DATABASES, os_error
@@ -62,10 +61,9 @@ def require_room(environment: Environment, directory: str) -> None:
     """Raise ``FullError`` if there is no room for a copy in a directory, and ``StorageError``."""
     needed = environment.info().used_bytes
     try:
-        status = os.statvfs(directory)
+        free = portable.free_bytes(directory)
     except OSError as error:
         raise os_error(error, f"cannot look at {directory}") from error
-    free = status.f_bavail * status.f_frsize
     if free < needed:
         raise FullError(
             f"a copy of {environment.path} takes {needed:,} bytes, and {directory} has room for "
@@ -74,18 +72,23 @@ def require_room(environment: Environment, directory: str) -> None:
 
 
 def write_copy(
-    environment: Environment, draft: Draft, verify: Verify, progress: Progress | None
+    environment: Environment,
+    draft: Draft,
+    verify: Verify,
+    progress: Progress | None,
+    *,
+    dense: bool = False,
 ) -> Copied:
     """Write what is committed by now to a draft, verify it, and make it durable.
 
-    Raises ``CorruptError`` if the copy is damaged, most likely since the original is; ``FullError``
-    and ``StorageError``.
+    With ``dense`` its pages are as full as can be. Raises ``CorruptError`` if the copy is damaged,
+    most likely since the original is; ``FullError`` and ``StorageError``.
     """
     tell = progress or (lambda *_: None)
     with environment.read() as txn:
         contents = _Contents.of(txn)
         heads = {name: head.hex() for name, head in refs.branches(txn)}
-        environment.copy(txn, draft, tell)
+        environment.copy(txn, draft, tell, dense=dense)
     # While the disk is busy with it, the processor is not.
     with _flushing(draft):
         if verify is not None:
@@ -96,7 +99,7 @@ def write_copy(
 @contextmanager
 def _flushing(draft: Draft) -> Iterator[None]:
     with ThreadPoolExecutor(1, thread_name_prefix="vzarr-flush") as pool:
-        flushed = pool.submit(os.fsync, draft.descriptor)
+        flushed = pool.submit(portable.fsync, draft.descriptor)
         yield
         try:
             flushed.result()

@@ -29,7 +29,7 @@ from typing import final
 from vzarr import filelocks
 from vzarr.access import OPEN_TIMEOUT, Access, Follower
 from vzarr.activity import uninterrupted
-from vzarr.copying import copy_pages
+from vzarr.copying import copy_densely, copy_pages
 from vzarr.creation import create_file
 from vzarr.datafile import (
     DATABASES,
@@ -44,6 +44,7 @@ from vzarr.draft import Draft
 from vzarr.errors import BusyError, SessionStateError, StorageError
 from vzarr.format import Digest
 from vzarr.memorymap import replaced, require_in_place
+from vzarr.portable import OPEN_FILES_STAY
 from vzarr.presence import Pin
 from vzarr.progress import Progress
 from vzarr.registry import Registry
@@ -100,9 +101,9 @@ class Environment:
 
         ``initialise`` runs in the txn that makes the databases. The file appears at its path whole
         and durable, or not at all. A process that is killed meanwhile may leave a draft beside it
-        (``.vzarr-`` and digits) or, where the system cannot rename a file to a new name alone (only
-        Linux can), an empty file; both are of no further use. Raises ``AlreadyExistsError`` if
-        something is there, ``NotFoundError`` if its directory is not, ``FullError``, and what
+        (``.vzarr-`` and digits) or, on macOS, where no file can be renamed to a new name alone, an
+        empty one; both are of no further use. Raises ``AlreadyExistsError`` if something is there,
+        ``NotFoundError`` if its directory is not, ``FullError``, and what
         ``initialise`` raises.
         """
         path = real_path(path)
@@ -200,13 +201,17 @@ class Environment:
                 pid = process_using_lock_file(path)
                 if pid is not None or (told and not shut):
                     raise access.shared(pid)
-                draft.replace()
+                if not OPEN_FILES_STAY:
+                    draft.replace()
             finally:
                 if shut:
                     access.presence.open_door()
                 access.gate.release()
         finally:
             environment.close()
+        if OPEN_FILES_STAY:
+            # The system itself refuses it if another process has that open by now.
+            draft.replace()
 
     def is_at(self, path: str) -> bool:
         """Tell whether a path leads to this file. Raises ``OSError``."""
@@ -276,9 +281,25 @@ class Environment:
         return _Writing(self._access, timeout, room)
 
     def sync(self) -> None:
-        """Make everything that was committed durable. One flush of the disk."""
-        with self._access.inside() as opened:
-            opened.handle.sync(True)
+        """Make everything that was committed before this call durable.
+
+        At most one flush of the disk; threads that call it at once share one. Raises
+        ``StorageError`` if the disk did not confirm it: what is committed is in the file then, and
+        is lost if the machine crashes, unless a later txn or call of ``sync`` succeeds.
+        """
+        access = self._access
+        access.require_writable()
+        if access.flushes.is_doubtful(self.last_txn_id):
+            # The system believes to be done with what it could not write. A newer txn brings it.
+            with self.write(timeout=OPEN_TIMEOUT) as txn:
+                txn.put("meta", b"flush", b"")
+                txn.delete("meta", b"flush")
+        with access.inside():
+            gate = access.gate
+            try:
+                access.flushes.flush(gate.descriptor, self.last_txn_id, gate.is_wanted)
+            except OSError as error:
+                raise os_error(error, f"cannot flush {self.path}") from error
 
     def complete(self) -> None:
         """Add pages at the end that a writer took, freed and was killed before it could add them.
@@ -297,12 +318,10 @@ class Environment:
         """Give the figures of the file. O(number of readers)."""
         with self.read() as txn, self._access.inside() as opened:
             info, page_size = opened.handle.info(), opened.page_size
-            # The two meta pages, the list of databases, and what is in these.
-            pages = 2 + sum(txn.pages(database) for database in (None, *DATABASES))
             return EnvironmentInfo(
                 path=self.path,
                 file_bytes=status_of(self.path, self._access.gate.descriptor).st_size,
-                used_bytes=pages * page_size,
+                used_bytes=txn.used_pages() * page_size,
                 map_bytes=info["map_size"],
                 page_size=page_size,
                 last_txn_id=self._access.earlier_txns + info["last_txnid"],
@@ -313,16 +332,19 @@ class Environment:
 
     # -- copies, and another file in the place of this one --
 
-    def copy(self, txn: Txn, draft: Draft, progress: Progress) -> None:
+    def copy(self, txn: Txn, draft: Draft, progress: Progress, *, dense: bool = False) -> None:
         """Write the state that a read txn of this environment sees to a draft, page by page.
 
-        Free pages are left out. What LMDB is about to walk is looked at before. Others write
-        meanwhile, and the file grows by what they write. ``progress(done, total, what)`` counts
-        bytes; what it raises, and Ctrl-C, end the copy. Raises ``CorruptError``, ``FullError``. A
-        second a gigabyte, or as fast as the disk.
+        Free pages are left out. With ``dense`` the others are filled anew as well, in the order of
+        keys, where that makes the copy smaller. Nothing is flushed. What LMDB is about to walk is
+        looked at before. Others write meanwhile, and the file grows by what they write.
+        ``progress(done, total, what)`` counts bytes; what it raises, and Ctrl-C, end the copy.
+        Raises ``CorruptError``, ``FullError``. A second a gigabyte, or as fast as the disk; filled
+        anew, 2 µs an entry besides.
         """
         with self._access.inside() as opened:
-            copy_pages(opened, txn, draft, progress)
+            copy = copy_densely if dense else copy_pages
+            copy(opened, txn, draft, progress)
 
     @contextlib.contextmanager
     def compacting(self, timeout: float | None) -> Iterator[None]:

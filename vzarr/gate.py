@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import final
 
-from vzarr import filelocks
+from vzarr import filelocks, portable
 from vzarr.errors import BusyError, Holder, SessionStateError, StorageError
 from vzarr.system import flock_holder
 
@@ -28,7 +27,7 @@ class Gate:
     keeps out writers that came by another path. The kernel drops the lock when the process dies.
     """
 
-    __slots__ = ("_lock", "_retired", "_since", "_thread", "descriptor", "path")
+    __slots__ = ("_lock", "_retired", "_since", "_thread", "_wanting", "descriptor", "path")
 
     def __init__(self, path: str, descriptor: int) -> None:
         self.path = path
@@ -37,6 +36,9 @@ class Gate:
         self._lock = threading.RLock()
         self._thread = ""
         self._since = 0.0
+        # The threads that are through the gate, or wait for it. An interrupt may leave one here
+        # until it has been through the next time.
+        self._wanting: set[int] = set()
         # Whether nobody may come through any more.
         self._retired = False
 
@@ -49,6 +51,7 @@ class Gate:
         self.require_outside()
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
+            self._wanting.add(threading.get_ident())
             if not self._lock.acquire(timeout=_for_lock(timeout)):
                 raise self._busy(timeout, self._own_holder())
             self._flock(timeout, deadline)
@@ -59,6 +62,7 @@ class Gate:
             if self.mine():
                 self._end_turn()
             self.release()
+            self._wanting.discard(threading.get_ident())
             raise
 
     def require_outside(self) -> None:
@@ -71,13 +75,33 @@ class Gate:
         if not self.mine():
             return
         try:
-            if self.descriptor >= 0:
-                # Closing would not do: a process that is being spawned may share the descriptor.
-                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            self._unlock()
+        except BaseException:
+            # Ctrl-C may have come before it was done, and nobody else would do it.
+            self._unlock()
+            raise
         finally:
             self._lock.release()
+        self._wanting.discard(threading.get_ident())
         if self._retired:
             self.retire()
+
+    def _unlock(self) -> None:
+        if self.descriptor >= 0:
+            # Closing would not do: a process that is being spawned may share the descriptor.
+            portable.unlock_file(self.descriptor)
+
+    def is_wanted(self) -> bool:
+        """Tell whether a writer is about to come through, or another thread is. 2 µs.
+
+        The answer may be wrong in a moment, and of other processes only the next one is seen.
+        """
+        if self._wanting:
+            return True
+        try:
+            return filelocks.find(self.descriptor, filelocks.GATE_TURN, 1) is not None
+        except OSError:
+            return False
 
     def retire(self) -> None:
         """Close the gate for good, and its descriptor as soon as no thread is through.
@@ -143,14 +167,11 @@ class Gate:
 
     def _try_flock(self) -> bool:
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return portable.try_lock_file(self.descriptor)
         except OSError as error:
             raise StorageError(
                 f"cannot lock {self.path} for writing: {error.strerror}", code=error.errno
             ) from error
-        return True
 
     def _own_holder(self) -> Holder:
         return Holder(

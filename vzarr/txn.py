@@ -128,22 +128,28 @@ class Txn:
 
     def count(self, database: str) -> int:
         """Give the number of entries, as LMDB has it on record. O(1)."""
-        table = self._tables[database]
-        if table.guard is not None:
+        return self._stat(database)["entries"]
+
+    def leaf_pages(self, database: str) -> int:
+        """Give the number of pages on which a database has its keys and small values. O(1)."""
+        return self._stat(database)["leaf_pages"]
+
+    def used_pages(self) -> int:
+        """Give the number of pages of the file that are not free. O(1)."""
+        # The two meta pages, the list of databases, and what is in these.
+        stats = [self._stat(database) for database in (None, *self._tables)]
+        trees = sum(stat["branch_pages"] + stat["leaf_pages"] for stat in stats)
+        return 2 + trees + sum(stat["overflow_pages"] for stat in stats)
+
+    def _stat(self, database: str | None) -> lmdb._StatDict:
+        table = None if database is None else self._tables[database]
+        # LMDB looks at the first page.
+        if table is not None and table.guard is not None:
             self._guarded(table.guard.require_small, table)
         try:
-            return self._transaction.stat(table.handle)["entries"]
+            return self._transaction.stat(None if table is None else table.handle)
         except lmdb.Error as error:
             raise self._failed(error) from error
-
-    def pages(self, database: str | None) -> int:
-        """Give the number of pages that a database fills; None is the list of databases. O(1)."""
-        found = None if database is None else self._tables[database].handle
-        try:
-            stat = self._transaction.stat(found)
-        except lmdb.Error as error:
-            raise self._failed(error) from error
-        return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
     def put(self, database: str, key: bytes, value: Buffer, *, overwrite: bool = True) -> bool:
         """Write a value, and tell whether it did: not if it must not overwrite one. O(log n).

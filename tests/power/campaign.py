@@ -58,6 +58,8 @@ class Promises:
 
     def __init__(self, recording: Recording) -> None:
         self._states: dict[str, list[_State]] = {}
+        # From an event on, the state of a file with this number is on disk, or a later one.
+        self._kept: dict[str, list[tuple[int, int]]] = {}
         self._contents: dict[str, str] = {}
         # Of each session, what it had saved from an event on; None once it is about to end.
         self._saved: dict[str, list[tuple[int, str | None]]] = {}
@@ -72,6 +74,11 @@ class Promises:
             states = self._states.setdefault(mark["file"], [])
             # The same refs again may be promised for sure.
             states.append(_State(position, mark["refs"], mark["durable"]))
+        elif mark["kind"] == "kept":
+            # Of several threads, others may have moved other branches since.
+            branch, states = mark["branch"], self._states[mark["file"]]
+            heads = [state.refs["branches"].get(branch) for state in states]
+            self._kept.setdefault(mark["file"], []).append((position, heads.index(mark["commit"])))
         elif mark["kind"] == "contents":
             self._contents[mark["commit"]] = mark["digest"]
         elif mark["kind"] == "saved":
@@ -108,6 +115,9 @@ class Promises:
         first = max(0, acknowledged - 2)
         for number, state in enumerate(states[:acknowledged]):
             if state.durable:
+                first = max(first, number)
+        for kept_at, number in self._kept.get(name, []):
+            if kept_at <= position:
                 first = max(first, number)
         allowed = [state.refs for state in states[first : acknowledged + 1]]
         if verdict["refs"] not in allowed:

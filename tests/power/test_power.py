@@ -94,6 +94,23 @@ def test_normal_may_lose_one_commit_and_full_none(recorder: Recorder) -> None:
     assert set(lost["normal"]) == {0, 1}
 
 
+def test_what_threads_commit_at_once_is_there_when_it_is_acknowledged(recorder: Recorder) -> None:
+    """Also where one of them relied on the flush of another."""
+    recording = recorder("together")
+    crashes = all_crashes(recording, random.Random(4), repeat=0)
+    least = [crash for crash in crashes if crash.kind == "synced"]
+    assert not run(recording, least).broken
+    # Without the flushes that follow a txn, and serve those who have no next one to wait for:
+    lying = without(
+        recording, lambda sync: sync.kind == "s" and is_meta(sync.written), created=True
+    )
+    marks = [event.mark["kind"] for event in lying.events if event.kind == "m"]
+    assert 0 < marks.count("a sync that did nothing") < marks.count("kept")
+    crashes = all_crashes(lying, random.Random(4), repeat=0)
+    outcome = run(lying, [crash for crash in crashes if crash.kind == "synced"])
+    assert any("has the state" in reason for _, reason in outcome.broken)
+
+
 # ---- the harness itself: on a system whose syncs lie, promises are broken --------------------
 
 

@@ -13,7 +13,9 @@ import json
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -23,8 +25,10 @@ import zarr
 
 import vzarr
 from tests.power.contents import AUTHOR, contents_of, refs_of
-from vzarr import changes
+from vzarr import changes, flushes
+from vzarr.access import Access
 from vzarr.session import Session
+from vzarr.txn import Txn
 
 _BATCH_BYTES = 48 << 10
 
@@ -121,6 +125,42 @@ def _edit(scene: Scene, session: Session, number: int) -> None:
         session.set(f"small/{small}", scene.noise(200))
     if number % 6 == 5:
         session.delete_below("small")
+
+
+def together(scene: Scene) -> None:
+    """Threads commit at once, each on its own branch, and share flushes where they can."""
+    # As if the disk were slow: whoever has committed waits for the next one's flush.
+    flushes._SLOW, flushes._PATIENCE, flushes._LONGEST = 0.0, 1_000_000, 1.0
+    with scene.open() as repo:
+        scene.promised(repo)
+        branches = ["one", "two", "three"]
+        for branch in branches:
+            repo.branches.create(branch)
+            scene.promised(repo)
+        commit = Access._commit
+
+        def commit_and_tell(access: Access, txn: Txn) -> None:
+            commit(access, txn)
+            # Nobody else writes now. The state is there, and nobody has been promised it.
+            scene.promised(repo, durable=False)
+
+        def work(branch: str) -> None:
+            barrier.wait()
+            for number in range(8):
+                session = repo.session(branch)
+                session.set(f"{branch}/{number % 3}", scene.noise(1_000 * (number + 1)))
+                made = session.commit(f"commit {number}")
+                scene.mark(kind="kept", file="test.vzarr", branch=branch, commit=made)
+                session.close()
+
+        barrier = threading.Barrier(len(branches))
+        Access._commit = commit_and_tell  # type: ignore[method-assign]
+        try:
+            with ThreadPoolExecutor(len(branches)) as pool:
+                list(pool.map(work, branches))
+        finally:
+            Access._commit = commit  # type: ignore[method-assign]
+        scene.promised(repo)
 
 
 def collection(scene: Scene) -> None:
@@ -264,6 +304,7 @@ WORKLOADS: dict[str, Callable[[Scene], None]] = {
         full,
         normal,
         mixed,
+        together,
         staging,
         history,
         collection,

@@ -16,7 +16,7 @@ import vzarr
 from tests.processes import PATIENCE, Child, descriptors, threads, until
 from tests.unit.test_garbage import entries, forget_all, has_commit, make_garbage, write
 from tests.unit.test_session import commit
-from vzarr import compaction, copying, draft, duplicate, filelocks
+from vzarr import compaction, copying, draft, filelocks
 from vzarr.draft import Draft, draft_path, remove_dead
 from vzarr.errors import (
     BusyError,
@@ -321,7 +321,7 @@ def no_space(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", [(duplicate.os, "fsync"), (draft.os, "replace")])
+@pytest.mark.parametrize("where", [(os, "fsync"), (draft.os, "replace")])
 def test_a_failure_leaves_the_old_file_in_use(full, monkeypatch, where):
     before, inode = history(full), os.stat(full.path).st_ino
     session = full.session("main")
@@ -340,7 +340,7 @@ def test_a_failure_leaves_the_old_file_in_use(full, monkeypatch, where):
 def test_a_full_disk_is_found_out_before(full, monkeypatch):
     status = os.statvfs(full.path)
     little = os.statvfs_result([*status[:3], 3, 3, *status[5:]])
-    monkeypatch.setattr(duplicate.os, "statvfs", lambda _: little)
+    monkeypatch.setattr(os, "statvfs", lambda _: little)
     monkeypatch.setattr(compaction, "Draft", None)
     with pytest.raises(FullError, match="make room"):
         full.compact()
