@@ -3,7 +3,8 @@
 ``blame`` walks the commits from the newest back. At each it holds the chunks that nobody is blamed
 for yet, and hands them on to a parent: those that the parent has, too, with the same content. What
 no parent has, this commit changed. A commit that left the array alone costs a comparison of two
-digests, any other one what it changed.
+digests, any other one what it changed. Where a shallow clone has left out the parent's snapshot,
+the walk ends, as git's does: what is left was changed at or before that commit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vzarr import history
 from vzarr.btree import Tree
 from vzarr.diff import diff
 from vzarr.environment import Environment
-from vzarr.errors import InvalidInputError, NotFoundError
+from vzarr.errors import AbsentError, InvalidInputError, NotFoundError
 from vzarr.format import (
     EMPTY_ENTRY,
     Digest,
@@ -48,12 +49,18 @@ class Blame(Mapping[Coordinates, Commit]):
     as a table, one commit a line with the chunks that it changed.
     """
 
-    __slots__ = ("_array", "_commits", "path")
+    __slots__ = ("_array", "_commits", "or_before", "path")
 
     def __init__(
-        self, path: str, array: ArrayMetadata, commits: Mapping[Coordinates, Commit]
+        self,
+        path: str,
+        array: ArrayMetadata,
+        commits: Mapping[Coordinates, Commit],
+        or_before: frozenset[str],
     ) -> None:
         self.path = path
+        self.or_before = or_before
+        """The ids of commits at which a shallow clone ends: they or earlier ones changed chunks."""
         self._array = array
         self._commits = commits
 
@@ -80,11 +87,17 @@ class Blame(Mapping[Coordinates, Commit]):
     def __str__(self) -> str:
         if not self._commits:
             return f"{self.path or '/'}: no chunks"
-        rows = [(str(commit), self.spell(chunks)) for commit, chunks in self.by_commit()]
+        rows = [
+            (f"{self._before(commit)}{commit}", self.spell(chunks))
+            for commit, chunks in self.by_commit()
+        ]
         width = max(len(commit) for commit, _ in rows)
         return "\n".join(f"{commit:<{width}}  {chunks}" for commit, chunks in rows)
 
     __repr__ = __str__
+
+    def _before(self, commit: Commit) -> str:
+        return "at or before " if commit.id in self.or_before else ""
 
     def spell(self, chunks: Sequence[Coordinates]) -> str:
         """Tell in a few words which chunks these are: how many, and where. O(n)."""
@@ -127,6 +140,8 @@ class _Blaming:
         # By commit, and where the array is there: a merge may bring it from two paths.
         self._suspects: dict[Digest, dict[str, _Suspect]] = {}
         self._found: dict[bytes, Digest] = {}
+        # Commits that are blamed for what a parent may have had, whose snapshot is left out.
+        self._oldest: set[Digest] = set()
 
     def run(self, head: Digest, path: str, region: object) -> Blame:
         tree = self._tree(head)
@@ -150,7 +165,10 @@ class _Blaming:
             for commit in set(self._found.values())
         }
         return Blame(
-            path, node.array, {decode_coordinates(key): commits[self._found[key]] for key in keys}
+            path,
+            node.array,
+            {decode_coordinates(key): commits[self._found[key]] for key in keys},
+            frozenset(commits[commit].id for commit in self._oldest & commits.keys()),
         )
 
     def _select(self, entry: Entry, array: ArrayMetadata, region: object) -> Iterator[bytes]:
@@ -194,7 +212,12 @@ class _Blaming:
         for parent in history.get(self._environment, commit).parents:
             if not rest:
                 return
-            path, entry = self._trace(parent, commit, suspect)
+            try:
+                before = self._tree(parent)
+            except AbsentError:
+                self._oldest.add(commit)
+                continue
+            path, entry = self._trace(before, commit, suspect)
             # With the first parent only what differs is looked at, and what is passed on is the
             # very same set, so that a commit costs what it changed and not what is pending.
             differing = self._differing(rest, suspect.entry, entry)
@@ -211,9 +234,8 @@ class _Blaming:
         changes = self._indexes.diff(before.index, entry.index, *self._bounds)
         return {key for key, _, _ in changes if key in keys}
 
-    def _trace(self, parent: Digest, commit: Digest, suspect: _Suspect) -> tuple[str, Entry]:
-        """Find the array in a parent: at its path, or where it was moved from."""
-        before = self._tree(parent)
+    def _trace(self, before: Hierarchy, commit: Digest, suspect: _Suspect) -> tuple[str, Entry]:
+        """Find the array in a parent's snapshot: at its path, or where it was moved from."""
         entry = before.entry(suspect.path)
         if entry is not None and entry.layout is not None:
             return suspect.path, entry

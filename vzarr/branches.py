@@ -11,7 +11,7 @@ from vzarr.committing import Settings, change_names
 from vzarr.environment import Environment, Txn
 from vzarr.errors import ConflictError, RefNotFoundError
 from vzarr.format import Digest, TagRecord
-from vzarr.history import now
+from vzarr.history import Commit, describe, get, now
 from vzarr.refs import Tag
 from vzarr.revisions import resolve
 
@@ -41,6 +41,17 @@ class _Names(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return "\n".join(f"{name}  {commit[:12]}" for name, commit in self.items()) or "(none)"
+
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import names_html
+
+        kind = "branch" if isinstance(self, Branches) else "tag"
+        return names_html(self._commits(), len(self), kind)
+
+    def _commits(self) -> Iterator[tuple[str, Commit]]:
+        for name, commit in self.items():
+            digest = Digest(bytes.fromhex(commit))
+            yield name, describe(digest, get(self._environment, digest))
 
 
 @final

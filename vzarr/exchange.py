@@ -47,6 +47,8 @@ class TransferReport:
     """The names that moved, or might have."""
     tracked: dict[str, str]
     """Of a fetch: where the other branches are now, by the names that they have here."""
+    pruned: tuple[str, ...]
+    """Of a fetch with ``prune``: such names of branches that are not there any more."""
     commits: int
     nodes: int
     chunks: int
@@ -59,6 +61,7 @@ class TransferReport:
     def __str__(self) -> str:
         lines = [str(update) for update in self.updates]
         lines += [f"{name} is at {commit[:12]}" for name, commit in self.tracked.items()]
+        lines += [f"{name} is not there any more" for name in self.pruned]
         lines.append(
             f"{self.commits:,} commits, {self.nodes:,} nodes and {self.chunks:,} chunks "
             f"({self.nbytes:,} bytes) in {self.seconds:.1f} s."
@@ -149,17 +152,24 @@ def fetch(
     branches: Sequence[str] | None,
     *,
     complete: bool = False,
+    prune: bool = False,
     progress: Progress | None = None,
 ) -> TransferReport:
     """Bring what another repository has; see ``Repository.fetch``."""
     started = time.monotonic()
     environment = objects.environment
     known = find_other(environment, remote)
+    if prune and known.name == UNNAMED:
+        raise InvalidInputError(
+            f"prune= is for a remote with a name, and {known.url} has none here: add it with "
+            f"repo.remotes.add(NAME, {known.url!r})"
+        )
     _require_other(environment, known.url)
     own_id = identity(objects)[1]
     with reach(known.url, own_id) as other:
         require_base(environment, other.url, other.needs)
-        wanted, tags = choose(other.supplier.refs(), branches, other.url)
+        found = other.supplier.refs()
+        wanted, tags = choose(found, branches, other.url)
         reception = Reception(
             objects,
             settings,
@@ -171,8 +181,19 @@ def fetch(
             progress=progress,
         )
         tracked = [(f"{known.name}/{ref.name}", ref.commit) for ref in wanted]
-        # From then on all of it is wanted.
-        whole = (lambda txn: remotes.widen(txn, known.name)) if complete and known.path else None
+        gone: list[str] = []
+        if prune:
+            there = [ref.name for ref in found if ref.kind == "branch"]
+            with environment.read() as txn:
+                gone = remotes.stale(txn, known.name, there)
+        why = f"fetch: from {known.url}"
+
+        def also(txn: Txn) -> None:
+            remotes.prune(txn, gone, settings.author(), history.now(), why)
+            if complete:
+                # From then on all of it is wanted.
+                remotes.widen(txn, known.name)
+
         updates = receive(
             objects,
             settings,
@@ -180,8 +201,8 @@ def fetch(
             wanted,
             tags if branches is None else [],
             tracked,
-            why=f"fetch: from {known.url}",
-            also=whole,
+            why=why,
+            also=also if gone or (complete and known.path) else None,
         )
         wire_bytes = other.wire_bytes()
     return report(
@@ -191,6 +212,7 @@ def fetch(
         started,
         wire_bytes,
         {name: commit.hex() for name, commit in tracked},
+        gone,
     )
 
 
@@ -241,12 +263,14 @@ def report(
     started: float,
     wire_bytes: int = 0,
     tracked: dict[str, str] | None = None,
+    pruned: Sequence[str] = (),
 ) -> TransferReport:
     """Make the report of a transfer."""
     return TransferReport(
         url=url,
         updates=tuple(updates),
         tracked=tracked or {},
+        pruned=tuple(pruned),
         commits=came.commits,
         nodes=came.nodes,
         chunks=came.chunks,

@@ -48,6 +48,11 @@ class Commit:
         author, subject = printable(self.author), printable(self.message.partition("\n")[0])
         return f"{self.id[:12]}  {self.time:%Y-%m-%d %H:%M:%S}  {author}  {subject}"
 
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import commit_html
+
+        return commit_html(self)
+
 
 def now() -> int:
     """Give the time of a new record, in microseconds since 1970-01-01 UTC."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, Protocol, final
 
 from vzarr import refs
 from vzarr.committing import BranchTakenError, HeadMovedError, Settings
@@ -16,7 +16,6 @@ from vzarr.errors import AlreadyExistsError, BusyError, NotFastForwardError
 from vzarr.format import Digest
 from vzarr.history import now
 from vzarr.lineage import is_blank
-from vzarr.reception import Reception
 from vzarr.supply import Ref
 from vzarr.turns import Turn, is_taken
 
@@ -50,15 +49,32 @@ class _Plan(NamedTuple):
     update: RefUpdate
 
 
+class Brought(Protocol):
+    """What has brought the commits that names move to."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is new."""
+        ...
+
+    def descends(self, new: Digest, old: Digest) -> bool:
+        """Whether a commit, new or known, has another for an ancestor."""
+        ...
+
+    def finish(self, move: Callable[[Txn], Any]) -> Any:
+        """Make what is new reachable: ``move`` writes the refs, in the same txn. Durable."""
+        ...
+
+
 @final
 class Mover:
-    """Moves names in this repository to commits that a ``Reception`` has brought."""
+    """Moves names in this repository to commits that came from elsewhere."""
 
     def __init__(
         self,
         environment: Environment,
         settings: Settings,
-        reception: Reception,
+        reception: Brought,
         *,
         force: bool,
         keep_tags: bool,

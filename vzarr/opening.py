@@ -29,10 +29,11 @@ from vzarr.format import (
     encode_format,
     encode_repository,
 )
+from vzarr.handle import DEFAULT_BRANCH
 from vzarr.history import now
 from vzarr.lmdbfile import probe
 from vzarr.objects import Verify, put_root
-from vzarr.repository import DEFAULT_BRANCH, Repository
+from vzarr.repository import Repository
 
 Mode = Literal["r", "r+", "a", "w", "w-"]
 
@@ -49,6 +50,8 @@ def open(  # noqa: A001 - the verb of zarr.open and builtins alike
 ) -> Repository:
     """Open a repository, one file, with zarr's mode letters.
 
+    Takes about a millisecond, whatever the size of the file.
+
     Parameters
     ----------
     path
@@ -57,7 +60,7 @@ def open(  # noqa: A001 - the verb of zarr.open and builtins alike
         "r" only reads; "r+" must exist; "a" is created if absent; "w" replaces an existing
         repository; "w-" must not exist.
     author
-        "Name <mail>" for commits; default ``VZARR_AUTHOR``, git's configuration, or user@host.
+        ``Name <mail>`` for commits; default ``VZARR_AUTHOR``, git's configuration, or user@host.
     timeout
         Seconds that a write waits for other writers before it raises ``BusyError``.
     durability
@@ -79,8 +82,6 @@ def open(  # noqa: A001 - the verb of zarr.open and builtins alike
         The file is something else, too new, or damaged. It is left as it is.
     StorageError, InvalidInputError
         No permission, a network file system, a hard link; a wrong argument.
-
-    Cost: about a millisecond, whatever the size of the file.
 
     """
     target = _check_path(path)

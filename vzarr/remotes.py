@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -82,9 +82,20 @@ def remove_remote(txn: Txn, name: str, author: str, time: int) -> Remote:
     """Forget a remote, and where its branches were. Raises ``NotFoundError``. O(reflogs)."""
     remote = find_remote(txn, name)
     _write(txn, [other for other in read_remotes(txn) if other != remote])
-    for tracked in [each for each, _ in refs.tracked(txn) if _is_below(each, name)]:
-        refs.track(txn, tracked, None, author, time, f"remote: {name} was removed")
+    prune(txn, stale(txn, name, ()), author, time, f"remote: {name} was removed")
     return remote
+
+
+def stale(txn: Txn, name: str, branches: Iterable[str]) -> list[str]:
+    """List what is known of branches of a remote that it does not have any more. O(reflogs)."""
+    there = {f"{name}/{branch}" for branch in branches}
+    return [each for each, _ in refs.tracked(txn) if _is_below(each, name) and each not in there]
+
+
+def prune(txn: Txn, names: Iterable[str], author: str, time: int, why: str) -> None:
+    """Forget where branches elsewhere were; their reflogs stay until they expire. O(log n) each."""
+    for name in names:
+        refs.track(txn, name, None, author, time, why)
 
 
 def widen(txn: Txn, name: str) -> None:

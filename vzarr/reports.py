@@ -28,8 +28,9 @@ class Info:
     branch: str | None
     """The branch of the current session, if there is one."""
 
-    def __str__(self) -> str:
-        rows = {
+    def rows(self) -> dict[str, str | int]:
+        """Give the facts by name, spelled as they are printed."""
+        return {
             "path": self.path,
             "id": self.id,
             "format version": self.format_version,
@@ -40,9 +41,16 @@ class Info:
             "branches": self.branches,
             "tags": self.tags,
         }
-        return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<16} {value}" for name, value in self.rows().items())
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import info_html
+
+        return info_html(self)
 
 
 class Log(tuple[Commit, ...]):
@@ -54,3 +62,8 @@ class Log(tuple[Commit, ...]):
         return "\n".join(map(str, self)) or "(no commits)"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import log_html
+
+        return log_html(self)

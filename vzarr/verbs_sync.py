@@ -12,7 +12,7 @@ from vzarr.output import BRANCH
 
 _UPDATES = "updates[kind name old new how]"
 _COUNTS = "commits nodes chunks nbytes wire_bytes seconds"
-_TRANSFER = f"url {_UPDATES} tracked{{name: commit}} {_COUNTS}"
+_TRANSFER = f"url {_UPDATES} tracked{{name: commit}} pruned[] {_COUNTS}"
 
 
 @verb(
@@ -61,7 +61,10 @@ _remote_argument = click.argument("remote", required=False)
 @_remote_argument
 @click.argument("branches", nargs=-1, metavar="[BRANCH]...")
 @click.option("--complete", is_flag=True, help="Bring what a shallow or partial clone left out.")
-def fetch(file: str, remote: str | None, branches: tuple[str, ...], complete: bool) -> None:
+@click.option("--prune", is_flag=True, help="Forget branches that are not there any more.")
+def fetch(
+    file: str, remote: str | None, branches: tuple[str, ...], complete: bool, prune: bool
+) -> None:
     """Bring the commits of another repository, and move no branch here.
 
     REMOTE is the name of a remote, a file, a bundle or user@host:path.  [default: origin, or the
@@ -70,7 +73,9 @@ def fetch(file: str, remote: str | None, branches: tuple[str, ...], complete: bo
     """
     out = output()
     with open_file(file, "r+") as repo, out.progress() as progress:
-        report = repo.fetch(remote, list(branches) or None, complete=complete, progress=progress)
+        report = repo.fetch(
+            remote, list(branches) or None, complete=complete, prune=prune, progress=progress
+        )
     out.document(asdict(report))
     out.line(str(report))
 

@@ -120,10 +120,10 @@ def test_a_shallow_clone_has_all_commits_and_the_newest_snapshots(first, older, 
     assert values(repo, "v1") == values(first, "v1")
     for look in (
         lambda: repo.diff("main~2", "main"),
-        lambda: repo.blame("t"),
+        lambda: repo.blame("t", ref="main~1"),
         lambda: repo.redact("t"),
     ):
-        with pytest.raises(vzarr.AbsentError):
+        with pytest.raises(vzarr.AbsentError, match=r"vzarr fetch .* --complete"):
             look()
     report = repo.check("full")
     assert report.ok
@@ -133,6 +133,54 @@ def test_a_shallow_clone_has_all_commits_and_the_newest_snapshots(first, older, 
     repo.compact()
     assert repo.check("full").left_out == 2
     assert repo.du()
+
+
+def test_the_log_of_a_path_ends_where_a_shallow_clone_does(first, older, clone):
+    """As git's does: the oldest commit whose data is there counts as having made what it has."""
+    repo = clone(depth=2, branch="main")
+    oldest = repo.branches["main"], repo.show("main~1").id
+    assert [commit.id for commit in repo.log("main", path="t")] == list(oldest)
+    assert [commit.id for commit in repo.log("main", path="deep/u")] == [oldest[1]]
+    assert list(repo.log("main", path="nowhere")) == []
+    # What is there of older commits, because a tag is on it, is compared with what is there.
+    repo = clone(depth=1)
+    heads = [repo.branches["main"], repo.tags["v1"]]
+    assert [commit.id for commit in repo.log("main", path="t")] == heads
+    repo.fetch(complete=True)
+    for path in ("t", "deep/u"):
+        assert repo.log("main", path=path) == first.log("main", path=path)
+
+
+def test_blame_ends_where_a_shallow_clone_does(first, older, clone):
+    repo = clone(depth=2, branch="main")
+    newest, oldest = repo.show("main"), repo.show("main~1")
+    blame = repo.blame("t")
+    whole = first.blame("t")
+    assert blame.keys() == whole.keys()
+    assert blame.or_before == {oldest.id}
+    assert whole.or_before == frozenset()
+    changed = {chunk for chunk, commit in whole.items() if commit == newest}
+    assert {chunk for chunk, commit in blame.items() if commit == newest} == changed != set()
+    assert {blame[chunk].id for chunk in blame.keys() - changed} == {oldest.id}
+    lines = str(blame).splitlines()
+    assert [line.startswith("at or before ") for line in lines] == [False, True]
+    assert lines[1].startswith(f"at or before {oldest}")
+    # Nothing older is asked for where it has no say.
+    assert repo.blame("t", slice(120, 123)).or_before == frozenset()
+    repo.fetch(complete=True)
+    assert dict(repo.blame("t")) == dict(whole)
+
+
+def test_blame_of_a_merge_with_a_side_that_is_left_out(first, older, clone):
+    """What the other side has is its own; the rest may be older than the merge."""
+    first.merge("dev", "main", "theirs")
+    repo = clone(depth=1)
+    fill(repo, "ours", 20, 3)
+    blame = repo.blame("t")
+    merge, dev = repo.show("main~1"), repo.show("dev")
+    assert blame.or_before == {merge.id, dev.id}
+    assert [blame[chunk,].id for chunk in (10, 50, 51)] == [repo.branches["main"], dev.id, dev.id]
+    assert {commit.id for commit in blame.values()} == {repo.branches["main"], merge.id, dev.id}
 
 
 @pytest.mark.parametrize("options", [{"depth": 1}, {"path": "deep/u"}])

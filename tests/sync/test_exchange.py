@@ -188,6 +188,58 @@ def test_names_that_lead_nowhere(first, second, tmp_path):
         second.pull()
 
 
+def test_prune_forgets_branches_that_are_gone(first, second):
+    second.remotes.add("other", first.path)
+    first.branches.create("new")
+    for name in ("origin", "other"):
+        second.fetch(name)
+    at = first.branches["new"]
+    first.branches.delete("new")
+    first.branches.delete("dev")
+    report = second.fetch()
+    assert report.pruned == ()
+    assert second.session("origin/new").base == at
+    report = second.fetch(branches="main", prune=True)
+    assert report.pruned == ("origin/dev", "origin/new")
+    assert "origin/new is not there any more" in str(report)
+    for name in report.pruned:
+        with pytest.raises(vzarr.RefNotFoundError):
+            second.session(name)
+    # The reflog tells of it; a remote of another name, and our own branches, are none of it.
+    newest = second.reflog("origin/new")[0]
+    assert (newest.old, newest.new) == (at, None)
+    assert newest.operation == f"fetch: from {first.path}"
+    assert second.session("other/new").base == at
+    assert "dev" in second.branches
+    assert second.fetch(prune=True).pruned == ()
+
+
+def test_prune_needs_a_remote_with_a_name(first, repo):
+    repo.fetch(first.path)
+    first.branches.delete("dev")
+    with pytest.raises(vzarr.InvalidInputError, match=r"prune= .* repo.remotes.add"):
+        repo.fetch(first.path, prune=True)
+    assert repo.session("FETCH_HEAD/dev").base
+
+
+def test_prune_and_complete_in_one_go(first, clone_of_part):
+    first.branches.create("new")
+    clone_of_part.fetch()
+    first.branches.delete("new")
+    report = clone_of_part.fetch(complete=True, prune=True)
+    assert report.pruned == ("origin/new",)
+    assert clone_of_part.check("full").left_out == 0
+    assert clone_of_part.remotes["origin"].path == ""
+
+
+@pytest.fixture
+def clone_of_part(first, tmp_path):
+    path = tmp_path / "part.vzarr"
+    vzarr.clone(first.path, path, path="deep", author="Part <part@example.org>")
+    with vzarr.open(path, author="Part <part@example.org>") as repo:
+        yield repo
+
+
 def test_who_only_reads_is_not_pushed_to(first, second):
     commit = fill(second, "ours", 40, 6)
     with vzarr.open(second.path, "r") as reading:

@@ -69,6 +69,17 @@ def test_what_is_refused(ocean, clone, run, run_json):  # noqa: F811
     assert run_json("push", clone, "--force")["updates"][0]["how"] == "forced"
 
 
+def test_prune(ocean, clone, run, run_json):  # noqa: F811
+    run("branch", ocean, "gone")
+    run("fetch", clone)
+    run("branch", ocean, "--delete", "gone")
+    assert run_json("fetch", clone)["pruned"] == []
+    assert "origin/gone is not there any more" in run("fetch", clone, "--prune").stdout
+    assert "origin/gone" in run("log", clone, "origin/gone", code=1).stderr
+    error = run("fetch", clone, ocean, "--prune", code=1).stderr
+    assert "prune= is for a remote with a name" in error
+
+
 def test_remotes(ocean, clone, run, run_json):  # noqa: F811
     run("remote", clone, "add", "lab", "ada@example.org:x.vzarr", "--path", "sst")
     line = run("remote", clone, "list").stdout.splitlines()[0]
