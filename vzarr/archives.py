@@ -17,8 +17,8 @@ from vzarr.intake import (
     Survey,
     Values,
     changed,
-    is_document,
-    is_skipped,
+    is_value,
+    look,
     read_document,
     require_key,
     require_size,
@@ -70,23 +70,17 @@ class ZipSource:
     def survey(self, meter: Meter) -> Survey:
         """Count and measure the members, and read all documents."""
         meter.stage("look", len(self._members))
-        documents: dict[str, bytes] = {}
-        pieces = nbytes = skipped = 0
-        for key, info in self._keys():
-            meter.step(1)
-            if is_skipped(key):
-                skipped += 1
-            elif is_document(key):
-                documents[key] = read_document(self, key)
-            else:
-                pieces += 1
-                nbytes += info.file_size
-        return Survey(documents, pieces, nbytes, skipped)
+        return look(
+            self._keys(),
+            lambda key, _: read_document(self, key),
+            lambda _, info: info.file_size,
+            meter,
+        )
 
     def pieces(self) -> Iterator[Piece]:
         """Give all members that are neither documents nor skipped."""
         for key, info in self._keys():
-            if not is_document(key) and not is_skipped(key):
+            if is_value(key):
                 yield Piece((key,), info.file_size)
 
     def _keys(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
@@ -166,27 +160,20 @@ class CarSource:
 
     def survey(self, meter: Meter) -> Survey:
         """Read all of it, compare every block with its id, and keep the documents."""
-        documents: dict[str, bytes] = {}
-        pieces = nbytes = skipped = 0
         with self._open() as file:
             meter.stage("look", file.count)
-            for key, data in file.items():
-                meter.step(1)
-                self._keys.add(require_key(key, self.label))
-                if is_skipped(key):
-                    skipped += 1
-                elif is_document(key):
-                    documents[key] = without_consolidated(key, data)
-                else:
-                    pieces += 1
-                    nbytes += len(data)
-        return Survey(documents, pieces, nbytes, skipped)
+            return look(self._noted(file), without_consolidated, lambda _, data: len(data), meter)
+
+    def _noted(self, file: CarFile) -> Iterator[tuple[str, bytes]]:
+        for key, data in file.items():
+            self._keys.add(require_key(key, self.label))
+            yield key, data
 
     def pieces(self) -> Iterator[Piece]:
         """Give all values that are neither documents nor skipped, already read."""
         with self._open() as file:
             for key, data in file.items():
-                if not is_document(key) and not is_skipped(key):
+                if is_value(key):
                     yield Piece((key,), len(data), handle=data)
 
     def read(self, piece: Piece) -> Values:

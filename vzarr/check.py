@@ -32,6 +32,7 @@ from vzarr.walk import Walk
 _ROUNDS = 5
 _VERIFICATIONS = 3
 _MAX_STORAGE_PROBLEMS = 20
+_MAX_CHECKSUM_PROBLEMS = 100
 
 
 def check(objects: Objects, level: Level = "quick", *, progress: Progress | None = None) -> Report:
@@ -40,8 +41,8 @@ def check(objects: Objects, level: Level = "quick", *, progress: Progress | None
     "quick" looks at LMDB's structure, and at all that branches and tags reach: commits, roots,
     directories, metadata documents and indexes, each compared with its digest, decoded, and
     compared with what refers to it; of chunks and files it asks only whether they are there. "full"
-    also compares the bytes of every chunk and file with digest and length, asks whether metadata
-    documents are JSON, follows reflogs and sessions' leases, and counts garbage.
+    also compares the bytes of every chunk and file with digest, length and checksum, asks whether
+    metadata documents are JSON, follows reflogs and sessions' leases, and counts garbage.
 
     ``progress(done, total, what)`` is called now and then, and its exceptions end the check.
     Damage is reported and never raised. Others may write meanwhile. Raises ``InvalidInputError``
@@ -112,6 +113,8 @@ class _Check:
         self._commits = self._nodes = self._chunks = self._nbytes = 0
         self._left_out = 0
         self._garbage: tuple[int, int] | None = None
+        self._unsummed = 0
+        self._stray_checksums: int | None = None
 
     def report(self) -> Report:
         """Give what was found."""
@@ -129,6 +132,8 @@ class _Check:
             garbage_bytes=garbage_bytes,
             seconds=self._meter.seconds,
             left_out=self._left_out,
+            unsummed=self._unsummed,
+            stray_checksums=self._stray_checksums,
         )
 
     # ── LMDB's structure ─────────────────────────────────────────────────────────────────────────
@@ -224,6 +229,8 @@ class _Check:
             walk = self._rounds(source, alive, values, total)
             self._problems += walk.problems()
             self._omitted += walk.omitted
+            self._add_checksums(values.wrong_checksums)
+            self._unsummed = values.unsummed
             self._commits, self._nodes = len(walk.commits), walk.inspection.nodes
             self._chunks = len(values.seen)
             self._nbytes = walk.loader.nbytes + values.nbytes
@@ -231,6 +238,7 @@ class _Check:
             if self._whole and all(problem.kind in _HIDES_NOTHING for problem in self._problems):
                 self._meter.stage("garbage", total)
                 self._garbage = self._count_garbage(source, alive, walk)
+                self._stray_checksums = _count_stray_checksums(source)
         finally:
             values.close()
 
@@ -270,6 +278,18 @@ class _Check:
                     break
         return walk
 
+    def _add_checksums(self, wrong: set[bytes]) -> None:
+        """Note checksums that are not those of their values."""
+        told = sorted(wrong)[:_MAX_CHECKSUM_PROBLEMS]
+        self._omitted += len(wrong) - len(told)
+        cost = (
+            "its data can be read, at the cost of a digest each time; the disk or the memory has "
+            "changed something: vzarr recover writes a file with the right ones"
+        )
+        for digest in told:
+            message = f"chunk {digest.hex()[:12]} is sound, but its checksum is another's"
+            self._problems.append(Problem("checksum", message, cost))
+
     def _count_garbage(self, source: Source, alive: Alive, walk: Walk) -> tuple[int, int]:
         """Count the objects that nothing refers to, and their bytes."""
         found: dict[bytes, int] = {}
@@ -292,5 +312,25 @@ class _Check:
         return len(found), sum(found.values())
 
 
-_HIDES_NOTHING = {"chunk", "document", "file", "metadata", "sums", "tree", "layout", "place"}
+def _count_stray_checksums(source: Source) -> int:
+    """Count the checksums of values that are not there: what a killed ``gc`` leaves."""
+    strays = 0
+    for digest, _ in entries(source, "checksums", keys_only=True):
+        with source.read() as txn:
+            # Both may be deleted since they were listed.
+            strays += not txn.contains("chunks", digest) and txn.contains("checksums", digest)
+    return strays
+
+
+_HIDES_NOTHING = {
+    "checksum",
+    "chunk",
+    "document",
+    "file",
+    "metadata",
+    "sums",
+    "tree",
+    "layout",
+    "place",
+}
 """Problems that keep nothing from being reached."""

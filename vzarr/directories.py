@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
-from vzarr import buffers
+from vzarr import buffers, portable
 from vzarr.datafile import os_error, our_errors
 from vzarr.documents import parse_document
-from vzarr.draft import sync_directory
 from vzarr.errors import BusyError, InvalidInputError
 from vzarr.intake import (
     MOVED,
@@ -24,14 +23,16 @@ from vzarr.intake import (
     Survey,
     Values,
     changed,
-    is_document,
     is_skipped,
+    is_value,
     join,
+    look,
     read_document,
     require_key,
     require_size,
 )
 from vzarr.objects import LARGE_BYTES
+from vzarr.portable import sync_directory
 from vzarr.progress import Meter
 
 # Reading from the page cache is copying, and there are not many processors to copy with.
@@ -64,7 +65,9 @@ class DirectorySource:
         # Of what may be deleted once it is durable.
         self._read_as: dict[str, int] | None = {} if exclusive else None
         try:
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._lock = portable.open_file(
+                self.path, os.O_RDONLY | portable.DIRECTORY | portable.CLOEXEC
+            )
         except OSError as error:
             raise os_error(error, f"cannot read {path}") from error
         try:
@@ -84,18 +87,12 @@ class DirectorySource:
     def survey(self, meter: Meter) -> Survey:
         """Count and measure the files, and read all documents. Some 5 µs a file."""
         meter.stage("look", 0)
-        documents: dict[str, bytes] = {}
-        pieces = nbytes = skipped = 0
-        for key, entry in self._walk():
-            meter.step(1)
-            if is_skipped(key):
-                skipped += 1
-            elif is_document(key):
-                documents[key] = self.document(key)
-            else:
-                pieces += 1
-                nbytes += self._status(key, entry).st_size
-        return Survey(documents, pieces, nbytes, skipped)
+        return look(
+            self._walk(),
+            lambda key, _: self.document(key),
+            lambda key, entry: self._status(key, entry).st_size,
+            meter,
+        )
 
     def document(self, key: str) -> bytes:
         """Read a document as it is taken over."""
@@ -104,7 +101,7 @@ class DirectorySource:
     def pieces(self) -> Iterator[Piece]:
         """Give all files that are neither documents nor skipped, directory by directory."""
         for key, _ in self._walk():
-            if not is_document(key) and not is_skipped(key):
+            if is_value(key):
                 yield Piece((key,), 0)
 
     def has(self, key: str) -> bool:
@@ -137,7 +134,7 @@ class DirectorySource:
 
     def place(self, key: str) -> str:
         """Give the path of a key's file."""
-        return os.path.join(self.path, key)
+        return os.path.join(self.path, *key.split("/"))
 
     def _walk(self, above: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Give every file with its key; in order, so that two runs do the same."""
@@ -163,7 +160,11 @@ class DirectorySource:
 
     def _status(self, key: str, entry: os.DirEntry[str] | None = None) -> os.stat_result:
         try:
-            status = os.stat(self.place(key)) if entry is None else entry.stat()
+            if entry is None or sys.platform == "win32":
+                # Windows says less of a file in a list.
+                status = os.stat(self.place(key))
+            else:
+                status = entry.stat()
         except FileNotFoundError as error:
             raise changed(self.label, key) from error
         except OSError as error:
@@ -184,7 +185,9 @@ class DirectorySource:
         (key,) = piece.keys
         try:
             # A pipe in the place of a file must not be waited for.
-            descriptor = os.open(self.place(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = portable.open_file(
+                self.place(key), os.O_RDONLY | portable.CLOEXEC | portable.NONBLOCK
+            )
         except FileNotFoundError as error:
             raise changed(self.label, key) from error
         except OSError as error:
@@ -205,7 +208,7 @@ class DirectorySource:
         def fill(buffer: memoryview) -> None:
             done = 0
             while done < nbytes:
-                read = os.readv(descriptor, [buffer[done:]])
+                read = portable.read_into(descriptor, buffer[done:])
                 if not read:
                     raise changed(self.label, key)
                 done += read
@@ -253,7 +256,7 @@ class DirectorySource:
             with open(self.place(MOVED_DRAFT), "w") as file:
                 json.dump(record, file, indent=2)
                 file.flush()
-                os.fsync(file.fileno())
+                portable.fsync(file.fileno())
             os.replace(self.place(MOVED_DRAFT), self.place(MOVED))
             sync_directory(self.path)
 
@@ -309,15 +312,15 @@ def _fingerprint(key: str, status: os.stat_result) -> int:
 
 
 def _take_lock(descriptor: int, path: str, *, exclusive: bool) -> None:
-    how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        taken = portable.try_lock_file(descriptor, shared=not exclusive)
+    except OSError as error:
+        # Where directories have no locks, one has to take care oneself.
+        if error.errno in portable.NO_LOCKS:
+            return
+        raise os_error(error, f"cannot lock {path}") from error
+    if not taken:
         doing = "imported" if exclusive else "consumed"
         raise BusyError(
             f"{path} is being {doing} by another import: try again when that one is done"
-        ) from error
-    except OSError as error:
-        # Where directories have no locks, one has to take care oneself.
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise os_error(error, f"cannot lock {path}") from error
+        )

@@ -292,7 +292,7 @@ class _Chunk:
         await self._array.setitem(..., values, prototype=self._prototype)
         buffer = await self._store.get(self._key, self._prototype)
         chunk = None if buffer is None else buffer.to_bytes()
-        if not _equal(await self.read(chunk), values).all():
+        if not same_values(await self.read(chunk), values).all():
             # A lossy codec would change elements that nobody has touched.
             raise UndecodableError("its codecs do not give back the values that they were given")
         return chunk
@@ -372,12 +372,17 @@ def _merge_values(
     base: Values, ours: Values, theirs: Values, prefer: Preference, *, may_agree: bool
 ) -> tuple[Values, Mask]:
     """Merge arrays of one shape; give the result, and where both changed to different values."""
-    we_kept, they_kept, agree = _equal(ours, base), _equal(theirs, base), _equal(ours, theirs)
+    we_kept, they_kept, agree = (
+        same_values(ours, base),
+        same_values(theirs, base),
+        same_values(ours, theirs),
+    )
     overlapping = ~(we_kept | they_kept)
     if may_agree:
         overlapping &= ~agree
     # Where nobody has another value, whoever has other bits, as -0.0 for 0.0, meant them.
-    take_theirs = we_kept & (~they_kept | _identical(ours, base))
+    # Of arrays without dimensions numpy makes scalars, into which nothing can be put.
+    take_theirs = np.asarray(we_kept & (~they_kept | _identical(ours, base)))
     if prefer == "theirs":
         take_theirs |= overlapping
     respelled = agree & ~_identical(ours, theirs)
@@ -427,15 +432,15 @@ def _bounds(mask: Mask, region: Region) -> Region:
 
 # A signalling NaN is a value like another, and no reason to warn.
 @np.errstate(invalid="ignore")
-def _equal(one: Values, two: Values) -> Mask:
+def same_values(one: Values, two: Values) -> Mask:
     """Compare values element by element: NaN is NaN, NaT is NaT, and 0.0 is -0.0."""
     if one.dtype.names is not None:
-        return _by_field(_equal, one, two)
+        return _by_field(same_values, one, two)
     match one.dtype.kind:
         case "f":
             return np.asarray((one == two) | (np.isnan(one) & np.isnan(two)))
         case "c":
-            return _equal(one.real, two.real) & _equal(one.imag, two.imag)
+            return same_values(one.real, two.real) & same_values(one.imag, two.imag)
         case "O":
             return np.asarray(_equal_objects(one, two), dtype=bool)
     return _identical(one, two)
@@ -449,7 +454,7 @@ def _identical(one: Values, two: Values) -> Mask:
     if one.dtype.kind == "T":
         return np.asarray(one == two)
     if one.dtype.kind == "O":
-        return _equal(one, two)
+        return same_values(one, two)
     word = f"u{math.gcd(one.dtype.itemsize, 8)}"
     words = [np.ascontiguousarray(side.reshape(-1)).view(word) for side in (one, two)]
     return np.asarray((words[0] == words[1]).reshape(*one.shape, -1).all(axis=-1))
@@ -473,7 +478,7 @@ def _equal_object(one: Any, two: Any) -> bool:
         alike = isinstance(one, np.ndarray) and isinstance(two, np.ndarray)
         if not alike or one.dtype != two.dtype or one.shape != two.shape:
             return False
-        return bool(_equal(one, two).all())
+        return bool(same_values(one, two).all())
     if type(one) is not type(two):
         return False
     return one is two or bool(one == two) or bool(one != one and two != two)

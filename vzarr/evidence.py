@@ -6,6 +6,7 @@ or a file; there may be millions of them.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,15 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, final
 
 from vzarr.errors import CorruptError
-from vzarr.format import ABSENT_PREFIX, DIGEST_BYTES, Digest, chunk_digest, decode_blob
+from vzarr.format import (
+    ABSENT_PREFIX,
+    CHECKSUM_FROM_BYTES,
+    DIGEST_BYTES,
+    Digest,
+    chunk_checksum,
+    chunk_digest,
+    decode_blob,
+)
 from vzarr.node import row_of
 
 MISSING = "it is missing"
@@ -120,8 +129,8 @@ class Values:
     """Looks at values while a walk goes on, and remembers which are bad.
 
     To look at one means to find it in the file; or with ``whole`` to read it, and to compare it
-    with its digest and its length, in two threads where there is enough to do. Only the thread of
-    the walk may call this. About 130 bytes of memory for each distinct value.
+    with its digest, its length and its checksum, in two threads where there is enough to do. Only
+    the thread of the walk may call this. About 130 bytes of memory for each distinct value.
     """
 
     def __init__(self, source: Source, *, whole: bool, step: Callable[[int], None]) -> None:
@@ -138,6 +147,10 @@ class Values:
         """The length of each value, by digest; -1 where no reference told it."""
         self.bad: dict[bytes, str] = {}
         """What is wrong, by the encoded reference."""
+        self.wrong_checksums: set[bytes] = set()
+        """The digests of sound values whose checksum is another's."""
+        self.unsummed = 0
+        """How many large sound values have none."""
         self.nbytes = 0
 
     def look(self, references: Sequence[bytes]) -> None:
@@ -198,6 +211,8 @@ class Values:
 
     def _take(self, outcome: _Outcome) -> None:
         self.bad.update(outcome.bad)
+        self.wrong_checksums |= outcome.wrong_checksums
+        self.unsummed += outcome.unsummed
         self.nbytes += outcome.nbytes
         self._step(outcome.count)
 
@@ -224,7 +239,24 @@ class Values:
         outcome.nbytes += len(data)
         if chunk_digest(data) != blob.digest:
             return UNREADABLE
-        return "" if len(data) == blob.length else wrong_length(len(data), blob.length)
+        if len(data) != blob.length:
+            return wrong_length(len(data), blob.length)
+        if blob.length >= CHECKSUM_FROM_BYTES:
+            _compare_checksum(txn, blob.digest, data, outcome)
+        return ""
+
+
+def _compare_checksum(
+    txn: Records, digest: bytes, data: bytes | memoryview, outcome: _Outcome
+) -> None:
+    """Compare a sound value with its checksum. One that cannot be read is as good as none."""
+    checksum = None
+    with contextlib.suppress(CorruptError):
+        checksum = txn.get("checksums", digest)
+    if checksum is None:
+        outcome.unsummed += 1
+    elif checksum != chunk_checksum(data):
+        outcome.wrong_checksums.add(digest)
 
 
 @final
@@ -234,6 +266,8 @@ class _Outcome:
 
     count: int
     nbytes: int = 0
+    unsummed: int = 0
+    wrong_checksums: set[bytes] = field(default_factory=set)
     bad: dict[bytes, str] = field(default_factory=dict)
 
 

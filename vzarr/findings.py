@@ -31,6 +31,7 @@ Kind = Literal[
     "tree",
     "chunk",
     "file",
+    "checksum",
 ]
 """What a problem is about.
 
@@ -40,7 +41,8 @@ record of a commit, the root of its snapshot · "directory": a node of a group's
 what a directory says of one member · "layout": how it says that chunk keys are spelled · "place": a
 key where nobody looks for it · "document": the bytes of a metadata document · "metadata": a
 document that is as it was stored, but no JSON · "index": a node of a chunk index · "sums": counts
-and sizes · "tree": the shape of a tree · "chunk", "file": the bytes of one.
+and sizes · "tree": the shape of a tree · "chunk", "file": the bytes of one · "checksum": that of a
+large one, whose bytes are sound.
 """
 
 _SHORT = 12
@@ -126,6 +128,10 @@ class Report:
     seconds: float
     left_out: int = 0
     """How many snapshots, groups, arrays and files a shallow or partial clone has left out."""
+    unsummed: int = 0
+    """How many large values have no checksum, and are read by their digest; 0 unless "full"."""
+    stray_checksums: int | None = None
+    """How many checksums have no value, so that ``gc`` deletes them; None where not known."""
 
     @property
     def ok(self) -> bool:
@@ -147,12 +153,23 @@ class Report:
             )
         if self.garbage:
             lines.append(f"garbage: {self.garbage:,} objects of {self.garbage_bytes:,} bytes")
+        if self.stray_checksums:
+            lines.append(
+                f"checksums of what is not there, for gc to delete: {self.stray_checksums:,}"
+            )
+        if self.unsummed:
+            lines.append(f"large values without a checksum, read by digest: {self.unsummed:,}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.problems), self.summary()])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import report_html
+
+        return report_html(self)
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,9 @@ from vzarr.intake import (
     changed,
     is_document,
     is_skipped,
+    is_value,
     join,
+    look,
     require_key,
     require_size,
     without_consolidated,
@@ -56,24 +58,17 @@ class SnapshotSource:
     def survey(self, meter: Meter) -> Survey:
         """Count and measure the values: 2 µs each."""
         meter.stage("look", self._view.sums("")[0])
-        documents: dict[str, bytes] = {}
-        pieces = nbytes = skipped = 0
-        for key, blob in self._view.items():
-            meter.step(1)
-            if is_skipped(key):
-                skipped += 1
-            elif is_document(key):
-                data = bytes(self._session.read(blob))
-                documents[key] = without_consolidated(key, data)
-            else:
-                pieces += 1
-                nbytes += blob.length
-        return Survey(documents, pieces, nbytes, skipped)
+        return look(
+            self._view.items(),
+            lambda key, blob: without_consolidated(key, bytes(self._session.read(blob))),
+            lambda _, blob: blob.length,
+            meter,
+        )
 
     def pieces(self) -> Iterator[Piece]:
         """Give all values with their digests, so that equal ones are not read."""
         for key, blob in self._view.items():
-            if not is_document(key) and not is_skipped(key):
+            if is_value(key):
                 yield Piece((key,), blob.length, blob)
 
     def read(self, piece: Piece) -> Values:
@@ -139,7 +134,7 @@ class StoreSource:
         """Give all keys that are neither documents nor skipped."""
         keys = self._chunks_of(self._documents) if self._keys is None else iter(self._keys)
         for key in keys:
-            if not is_document(key) and not is_skipped(key):
+            if is_value(key):
                 yield Piece((key,), 0)
 
     def has(self, key: str) -> bool:
@@ -278,13 +273,13 @@ def _arrays(documents: Mapping[str, bytes]) -> Iterator[tuple[str, ArrayMetadata
                 yield path, metadata.array
 
 
-def from_store(store: Any) -> SnapshotSource | StoreSource:
-    """Make a source of a store."""
+def from_store(store: Any, label: str | None = None) -> SnapshotSource | StoreSource:
+    """Make a source of a store, which is called what it calls itself, or ``label``."""
     from vzarr.store import VzarrStore
 
     if isinstance(store, VzarrStore) and not isinstance(store.session, Fork):
         return SnapshotSource(store.session, str(store))
-    return StoreSource(store, str(store), None)
+    return StoreSource(store, str(store) if label is None else label, None)
 
 
 def from_url(url: str, label: str, storage_options: Mapping[str, Any] | None) -> StoreSource:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from vzarr.documents import parse_document
 from vzarr.errors import ConflictError, InvalidInputError
@@ -31,6 +31,8 @@ _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 NODE_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
 _V3_TYPE = re.compile(r"(?:u?int|float|complex|r)(\d+)")
 _V2_TYPE = re.compile(r"[<>|]([biufcmMSV])(\d+)")
+
+_T = TypeVar("_T")
 
 Values = list[tuple[str, "bytes | memoryview"]]
 
@@ -272,6 +274,35 @@ def is_skipped(key: str) -> bool:
     """Whether a key is not taken over: see ``Survey.skipped``."""
     name = key.rpartition("/")[2]
     return name in (CONSOLIDATED, MOVED, MOVED_DRAFT) or _PARTIAL.search(name) is not None
+
+
+def is_value(key: str) -> bool:
+    """Whether a key's value comes in a piece: it is no document, and taken over."""
+    return not is_document(key) and not is_skipped(key)
+
+
+def look(
+    found: Iterable[tuple[str, _T]],
+    document: Callable[[str, _T], bytes],
+    nbytes: Callable[[str, _T], int],
+    meter: Meter,
+) -> Survey:
+    """Count and measure what is found, and read all documents.
+
+    ``found`` are keys with whatever ``document`` and ``nbytes`` find their values by.
+    """
+    documents: dict[str, bytes] = {}
+    pieces = total = skipped = 0
+    for key, handle in found:
+        meter.step(1)
+        if is_skipped(key):
+            skipped += 1
+        elif is_document(key):
+            documents[key] = document(key, handle)
+        else:
+            pieces += 1
+            total += nbytes(key, handle)
+    return Survey(documents, pieces, total, skipped)
 
 
 def read_document(source: Source, key: str) -> bytes:

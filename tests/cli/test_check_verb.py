@@ -13,7 +13,7 @@ from vzarr.environment import Environment
 
 REPORT = {
     "path", "level", "ok", "problems", "omitted", "commits", "nodes", "chunks", "nbytes",
-    "garbage", "garbage_bytes", "seconds", "left_out",
+    "garbage", "garbage_bytes", "seconds", "left_out", "unsummed", "stray_checksums",
 }  # fmt: skip
 PROBLEM = {
     "kind", "message", "cost", "path", "document", "coordinates", "region", "commit", "branches",

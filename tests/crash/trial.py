@@ -39,6 +39,7 @@ from vzarr.session import Session
 
 # What vzarr imports inside functions, so that no trace shows how that is done.
 for _name in (
+    "adoption",
     "backup",
     "compaction",
     "elements",

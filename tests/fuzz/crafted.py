@@ -127,6 +127,15 @@ def shared_groups(txn: Txn) -> None:
     commit(txn, entry)
 
 
+def shared_groups_on_both_sides(txn: Txn) -> None:
+    """The same, after a commit where all of them had another attribute."""
+    plain = document(txn, GROUP)
+    for entry in (document(txn, {**GROUP, "attributes": {"a": 1}}), plain):
+        for _ in range(60):
+            entry = replace(plain, directory=directory(txn, a=entry, b=entry))
+        commit(txn, entry)
+
+
 def shared_groups_in_arrays(txn: Txn) -> None:
     """The same, with names like those of chunks, and arrays among them."""
     layout = Layout(3, 64)
@@ -420,6 +429,7 @@ CRAFTED: dict[str, Callable[[Txn], None]] = {
     for make in (
         deep_groups,
         shared_groups,
+        shared_groups_on_both_sides,
         shared_groups_in_arrays,
         lying_sums,
         lying_sums_in_nodes,

@@ -13,6 +13,10 @@ import zarr
 import vzarr
 
 
+class Stop(Exception):
+    """Ends an import, as Ctrl-C would."""
+
+
 def make_v3(path: Path, chunks: int = 12) -> Path:
     """Two groups, an array of chunks of 800 bytes, one with codecs, a stray file."""
     group = zarr.create_group(str(path), attributes={"title": "sea"})

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from multiformats import CID, multihash, varint
 
 import vzarr
-from tests.transfer.test_export import DATA, filled, left_in, v2, v3
+from tests.transfer.exports import DATA, filled, left_in, v2, v3
 from vzarr import car, dagcbor
 from vzarr.car import CarFile
 from vzarr.dagcbor import Cid

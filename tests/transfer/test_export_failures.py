@@ -13,7 +13,7 @@ import pytest
 import vzarr
 from tests.limits.conftest import Disk, disk  # noqa: F401 - a fixture
 from tests.processes import Child
-from tests.transfer.test_export import files, left_in
+from tests.transfer.exports import files, left_in
 from vzarr import exporting, outlets
 
 NAMES = ("out.zarr", "out.zip", "out.car")

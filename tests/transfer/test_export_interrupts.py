@@ -15,7 +15,7 @@ import vzarr
 from tests.lifecycle import interrupts
 from tests.lifecycle.interrupts import Interrupter
 from tests.processes import until
-from tests.transfer.test_export import files
+from tests.transfer.exports import files
 from vzarr.car import CarFile
 
 MOMENTS = 10**9 if "VZARR_TORTURE" in os.environ else 5

@@ -15,7 +15,7 @@ import zarr
 import vzarr
 from tests.processes import Child
 from tests.transfer import sources
-from tests.transfer.sources import files_of, make_v2, make_v3, unfinished, values_of
+from tests.transfer.sources import Stop, files_of, make_v2, make_v3, unfinished, values_of
 from vzarr import changes, directories, importing
 from vzarr.directories import DirectorySource
 from vzarr.environment import Environment
@@ -30,12 +30,6 @@ from vzarr.errors import (
     RefNotFoundError,
     StorageError,
 )
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_v3(tmp_path / "sea.zarr")
-
 
 # ── what is taken over ───────────────────────────────────────────────────────────────────────────
 
@@ -418,10 +412,6 @@ def test_a_chunk_that_goes_or_shrinks_while_it_is_read(repo, source, monkeypatch
 
 
 # ── going on ─────────────────────────────────────────────────────────────────────────────────────
-
-
-class Stop(Exception):
-    """Ends an import, as Ctrl-C would."""
 
 
 def stopped(repo: vzarr.Repository, source: Path, monkeypatch, **options) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import vzarr
 from tests.processes import Child
-from tests.transfer.sources import files_of, make_v3, unfinished, values_of
+from tests.transfer.sources import files_of, unfinished, values_of
 from vzarr import changes, directories, importing
 from vzarr.directories import DirectorySource
 from vzarr.environment import Environment, Txn
@@ -30,11 +30,6 @@ from vzarr.errors import (
     StorageError,
 )
 from vzarr.intake import MOVED
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_v3(tmp_path / "sea.zarr")
 
 
 @pytest.fixture

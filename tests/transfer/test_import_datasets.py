@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 import vzarr
-from tests.transfer.sources import unfinished, values_of
+from tests.transfer.sources import Stop, unfinished, values_of
 from vzarr import datasets, importing
 from vzarr.errors import AlreadyExistsError, ConflictError, InvalidInputError
 
@@ -192,10 +192,6 @@ def test_a_package_that_is_missing(repo, tmp_path, monkeypatch, head, package):
 
 
 # ── going on ─────────────────────────────────────────────────────────────────────────────────────
-
-
-class Stop(Exception):
-    """Ends an import."""
 
 
 def test_what_was_saved_is_not_decoded_again(repo, source, monkeypatch):

@@ -15,7 +15,7 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 
 import vzarr
-from tests.transfer.sources import files_of, make_v2, make_v3, unfinished, values_of
+from tests.transfer.sources import Stop, files_of, make_v2, make_v3, unfinished, values_of
 from vzarr import importing
 from vzarr.errors import (
     ConflictError,
@@ -34,15 +34,6 @@ def make_zip(source: Path, target: Path, start: str = "", how: int = zipfile.ZIP
         for key, data in files_of(source).items():
             file.writestr(start + key, data)
     return target
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_v3(tmp_path / "sea.zarr")
-
-
-class Stop(Exception):
-    """Ends an import."""
 
 
 def stop(done: int, total: int, what: str) -> None:

@@ -15,18 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import vzarr
-from tests.transfer.sources import files_of, make_v3, values_of
+from tests.transfer.sources import files_of, values_of
 from vzarr.cli import commands
 from vzarr.output import scaled
 
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(commands, ["import", *map(str, arguments)])
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_v3(tmp_path / "sea.zarr")
 
 
 def test_a_new_file(source, path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import vzarr
-from tests.transfer.test_export import filled, groups, shards, v2, v3
+from tests.transfer.exports import filled, groups, shards, v2, v3
 
 
 @pytest.mark.parametrize("write", [v3, v2, shards, groups], ids=lambda write: write.__name__)

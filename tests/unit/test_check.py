@@ -22,6 +22,7 @@ from vzarr.environment import Environment, Txn
 from vzarr.errors import InvalidInputError, NotFoundError, SessionStateError
 from vzarr.findings import Level, Problem, Report
 from vzarr.format import (
+    CHECKSUM_FROM_BYTES,
     Blob,
     CommitRecord,
     Digest,
@@ -33,6 +34,7 @@ from vzarr.format import (
     TagRecord,
     TreeRef,
     blob_measure,
+    chunk_checksum,
     chunk_digest,
     decode_commit,
     encode_blob,
@@ -299,6 +301,90 @@ def test_what_the_reflog_and_living_sessions_hold_is_no_garbage(ocean):
         session.discard()
         assert check(repo._objects, "full").garbage > 0
         session.close()
+
+
+# ── checksums ────────────────────────────────────────────────────────────────────────────────────
+
+LARGE = bytes(range(256)) * (CHECKSUM_FROM_BYTES // 256)
+LARGE_DIGEST = chunk_digest(LARGE)
+
+
+@pytest.fixture
+def large(ocean) -> Path:
+    """The ocean, with a value that has a checksum."""
+    with vzarr.open(ocean, author=AUTHOR) as repo, repo.transaction("main", "large") as store:
+        store.session.set("large.bin", LARGE)
+    return ocean
+
+
+def test_a_sound_checksum(large):
+    report = run(large)
+    assert (report.ok, report.unsummed, report.stray_checksums) == (True, 0, 0)
+    assert "checksum" not in report.summary().partition("hashed")[2]
+    assert run(large, "quick").stray_checksums is None
+
+
+@pytest.mark.parametrize("wrong", [bytes(16), b"", bytes(17), b"x" * 5000])
+def test_a_wrong_checksum_of_a_sound_chunk(large, wrong):
+    with writing(large) as txn:
+        txn.put("checksums", LARGE_DIGEST, wrong)
+    assert run(large, "quick").ok
+    problem = only(large)
+    assert problem.kind == "checksum"
+    assert (
+        problem.message
+        == f"chunk {LARGE_DIGEST.hex()[:12]} is sound, but its checksum is another's"
+    )
+    assert problem.cost.startswith("its data can be read, at the cost of a digest each time; ")
+    # It hides nothing, so that garbage is counted all the same.
+    assert run(large).garbage == 0
+
+
+def test_recovery_mends_checksums(large, tmp_path):
+    with writing(large) as txn:
+        txn.put("checksums", LARGE_DIGEST, bytes(16))
+    saved = tmp_path / "saved.vzarr"
+    vzarr.recover(large, saved)
+    assert run(saved).ok
+    assert record_of(saved, "checksums", LARGE_DIGEST) == chunk_checksum(LARGE)
+
+
+def test_a_damaged_chunk_is_told_of_and_not_its_checksum(large):
+    with writing(large) as txn:
+        txn.put("chunks", LARGE_DIGEST, LARGE[1:] + LARGE[:1])
+        txn.put("checksums", LARGE_DIGEST, chunk_checksum(LARGE[1:] + LARGE[:1]))
+    assert only(large).kind == "file"
+
+
+def test_many_wrong_checksums(path):
+    with vzarr.open(path, author=AUTHOR) as repo, repo.transaction("main", "large") as store:
+        for number in range(103):
+            store.session.set(f"{number}.bin", number.to_bytes(1, "big") + LARGE)
+    with writing(path) as txn:
+        for digest, _ in list(txn.scan("checksums", keys_only=True)):
+            txn.put("checksums", digest, bytes(16))
+    report = run(path)
+    assert {problem.kind for problem in report.problems} == {"checksum"}
+    assert (len(report.problems), report.omitted) == (100, 3)
+
+
+def test_a_checksum_that_is_missing_is_no_problem(large):
+    delete(large, "checksums", LARGE_DIGEST)
+    report = run(large)
+    assert (report.ok, report.unsummed) == (True, 1)
+    assert "large values without a checksum, read by digest: 1" in str(report)
+    assert run(large, "quick").unsummed == 0
+
+
+def test_a_checksum_without_a_chunk_is_for_gc(large):
+    with writing(large) as txn:
+        txn.put("checksums", NOWHERE, bytes(16))
+    report = run(large)
+    assert (report.ok, report.stray_checksums) == (True, 1)
+    assert "checksums of what is not there, for gc to delete: 1" in str(report)
+    with vzarr.open(large, author=AUTHOR) as repo:
+        repo.gc()
+    assert run(large).stray_checksums == 0
 
 
 # ── chunks, documents, files ─────────────────────────────────────────────────────────────────────

@@ -21,9 +21,9 @@ from vzarr.elements import (
     Side,
     Sides,
     UndecodableError,
-    _equal,
     _identical,
     _merge_values,
+    same_values,
 )
 from vzarr.format import Blob, chunk_digest
 from vzarr.metadata import node_metadata
@@ -225,9 +225,9 @@ FIELDS = np.dtype([("x", "f8"), ("y", "u1", (2,))], align=True)
     ],
 )
 def test_equal_and_identical(one, two, equal, identical):
-    assert "".join("01"[same] for same in _equal(one, two).tolist()) == equal
+    assert "".join("01"[same] for same in same_values(one, two).tolist()) == equal
     assert "".join("01"[same] for same in _identical(one, two).tolist()) == identical
-    for compare in (_equal, _identical):
+    for compare in (same_values, _identical):
         assert compare(one, one.copy()).all()
         alone = one[:1].reshape(())
         same = compare(alone, alone.copy())
@@ -239,7 +239,7 @@ def test_ragged_objects_compare_by_value():
     one, two = np.empty(3, object), np.empty(3, object)
     one[:] = [np.array([1.0, np.nan]), np.array([1]), np.array([1])]
     two[:] = [np.array([1.0, np.nan]), np.array([1, 2]), [1]]
-    assert _equal(one, two).tolist() == [True, False, False]
+    assert same_values(one, two).tolist() == [True, False, False]
 
 
 def test_other_bits_of_one_value_yield_to_another_value():

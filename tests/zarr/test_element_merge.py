@@ -607,3 +607,16 @@ def test_threads_that_write_single_elements_of_one_chunk_lose_none(repo, pipelin
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(write_one, range(12)))
         assert_array_equal(now(repo), np.arange(12) + 1)
+
+
+def test_two_spellings_of_zero_in_an_array_without_dimensions(repo):
+    with repo.transaction("main", "base") as store:
+        zarr.create_array(store, name="a", shape=(), dtype="f8")[...] = 1.0
+    ours, theirs = repo.session("main"), repo.session("main")
+    for session, value in ((ours, 0.0), (theirs, -0.0)):
+        zarr.open_array(session.store, path="a")[...] = value
+    theirs.commit("theirs")
+    ours.commit("ours")
+    merged = zarr.open_array(repo.store(), path="a", mode="r")[...]
+    assert merged == 0.0
+    assert not np.signbit(merged), "the lesser bits, whoever comes first"
