@@ -13,19 +13,23 @@ from typing import Never
 
 import click
 
-import vzarr
 from vzarr import (
+    completion,
     verbs,
+    verbs_diff,
     verbs_export,
+    verbs_history,
     verbs_import,
+    verbs_log,
     verbs_merge,
     verbs_refs,
     verbs_rescue,
     verbs_space,
     verbs_sync,
     verbs_upkeep,
+    verbs_view,
 )
-from vzarr.command import Commands
+from vzarr.command import Commands, note_no_pager
 from vzarr.output import Output
 
 __all__ = ["Output", "commands", "main"]
@@ -42,7 +46,14 @@ def main() -> Never:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(vzarr.__version__, message="vzarr %(version)s")
+@click.version_option(package_name="vzarr", message="vzarr %(version)s")
+@click.option(
+    "--no-pager",
+    is_flag=True,
+    expose_value=False,
+    callback=note_no_pager,
+    help="Print log, show and diff without a pager.",
+)
 def commands() -> None:
     """Git-like versions and transactions for Zarr arrays, in one file.
 
@@ -63,15 +74,22 @@ for _verb in (
     verbs.init,
     verbs.info,
     verbs.tree,
-    verbs.log,
+    verbs_view.ls,
+    verbs_log.log,
     verbs.status,
-    verbs.show,
-    verbs.diff,
+    verbs_diff.show,
+    verbs_diff.diff,
+    verbs_view.view,
+    verbs_view.cat,
     verbs_refs.branch,
     verbs_refs.tag,
     verbs_merge.merge,
     verbs_merge.cherry_pick,
     verbs_merge.revert,
+    verbs_history.move,
+    verbs_history.squash,
+    verbs_history.reflog,
+    verbs_history.bisect,
     verbs_merge.blame,
     verbs.check,
     verbs_upkeep.sessions,
@@ -93,5 +111,7 @@ for _verb in (
     verbs_space.redact,
     verbs_rescue.recover,
     verbs.demo,
+    completion.completion,
 ):
     commands.add_command(_verb)
+completion.complete_names(commands)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import click
@@ -83,6 +84,19 @@ def _note_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     ctx.meta[_JSON] = value
 
 
+_NO_PAGER = "vzarr.no_pager"
+
+
+def note_no_pager(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    """Remember that ``--no-pager`` was given."""
+    ctx.meta[_NO_PAGER] = value
+
+
+def paged(out: Output) -> AbstractContextManager[None]:
+    """Show what is printed in a pager, unless ``--no-pager`` was given."""
+    return out.paged(not click.get_current_context().meta.get(_NO_PAGER, False))
+
+
 def verb(*examples: str, keys: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a verb of a function whose docstring is its help; with ``--json`` and its keys."""
     option = click.option(
@@ -111,6 +125,11 @@ def file_argument(function: _Function) -> _Function:
 def ref_argument(function: _Function) -> _Function:
     """Give a verb a REF, which is main if it is not given."""
     return click.argument("ref", default="main", metavar="[REF]")(function)
+
+
+ref_option = click.option(
+    "--ref", default="main", metavar="REF", help="Of which commit.  [default: main]"
+)
 
 
 def open_file(file: str, mode: Mode = "r") -> Repository:
@@ -164,7 +183,7 @@ strategy_option = click.option(
 _INDEX = re.compile(r"(?P<index>-?\d+)|(?P<start>-?\d+)?:(?P<stop>-?\d+)?|(?P<rest>\.\.\.)")
 
 
-def parse_region(text: str) -> tuple[Any, ...]:
+def parse_region(text: str, option: str = "--region") -> tuple[Any, ...]:
     """Read an index as numpy would take it, with or without brackets."""
     parts: list[Any] = []
     inner = text.strip().removeprefix("[").removesuffix("]").strip()
@@ -172,7 +191,7 @@ def parse_region(text: str) -> tuple[Any, ...]:
         match = _INDEX.fullmatch(part.strip())
         if match is None:
             raise click.BadParameter(
-                f"{part!r} is no index such as 5, 0:10 or :", param_hint="--region"
+                f"{part!r} is no index such as 5, 0:10 or :", param_hint=option
             )
         if match["rest"]:
             parts.append(...)

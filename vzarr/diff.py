@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, final
 
-from vzarr.btree import Tree
+from vzarr.btree import Change, Tree
 from vzarr.errors import InvalidInputError
 from vzarr.format import (
     EMPTY_ENTRY,
+    MAX_DEPTH,
+    Blob,
     Entry,
     TreeRef,
     blob_measure,
@@ -19,16 +22,25 @@ from vzarr.format import (
     decode_coordinates,
     decode_entry,
     decode_name,
+    encode_coordinates,
     encode_entry,
     entry_measure,
 )
 from vzarr.hierarchy import join
+from vzarr.indexdiff import differing
 from vzarr.merge import format_region
-from vzarr.metadata import NodeMetadata, Region, node_metadata
+from vzarr.metadata import ArrayMetadata, NodeMetadata, Region, node_metadata
 from vzarr.objects import Store
 from vzarr.printable import printable
+from vzarr.progress import Meter, Progress
+
+if TYPE_CHECKING:
+    from vzarr.statistics import Budget, Half, Pair, Statistics
 
 Side = Literal["old", "new"]
+ChangeKind = Literal["added", "removed", "changed"]
+MARKS = {"added": "+", "removed": "-", "moved": ">", "changed": "~"}
+"""What stands before a change where it is printed."""
 _SHOWN_CHUNKS = 5
 
 
@@ -65,31 +77,115 @@ class NodeChange:
     _nodes: tuple[NodeMetadata | None, NodeMetadata | None] = field(
         default=(None, None), repr=False
     )
+    _documents: tuple[Mapping[str, Blob], Mapping[str, Blob]] = field(
+        default_factory=lambda: ({}, {}), repr=False
+    )
     _source: _Source | None = field(default=None, repr=False, compare=False)
 
     def iter_chunks(self) -> Iterator[ChunkChange]:
         """List the chunks that changed in row-major order, lazily. O(changed · log n)."""
-        if self._source is None or self.change == "moved" or self._trees[0] == self._trees[1]:
-            return
-        for key, old, new in self._source.indexes.diff(*self._trees):
+        for key, old, new in self._index_changes():
             coordinates = decode_coordinates(key)
-            kind: Literal["added", "removed", "changed"] = (
-                "added" if old is None else "removed" if new is None else "changed"
-            )
             node = self._nodes[0] if new is None else self._nodes[1]
             array = node.array if node is not None else None
             yield ChunkChange(
                 coordinates,
-                kind,
+                _kind_of(old, new),
                 array.region(coordinates) if array is not None else None,
                 decode_blob(old).length if old is not None else 0,
                 decode_blob(new).length if new is not None else 0,
             )
 
+    def iter_kinds(
+        self, start: tuple[int, ...] = ()
+    ) -> Iterator[tuple[tuple[int, ...], ChangeKind]]:
+        """List coordinates and kind alone of the chunks that changed, from ``start`` on.
+
+        Cheaper than ``iter_chunks``, by regions and sizes. O(depth) to begin somewhere, O(depth) a
+        chunk.
+        """
+        for key, old, new in self._index_changes(encode_coordinates(start)):
+            yield decode_coordinates(key), _kind_of(old, new)
+
+    def _index_changes(self, start: bytes = b"") -> Iterator[Change]:
+        if self._source is not None and self.change != "moved":
+            yield from self._source.differing(*self._trees, start)
+
+    @property
+    def arrays(self) -> tuple[ArrayMetadata | None, ArrayMetadata | None]:
+        """What the array was, and what it is; None where there is none."""
+        old, new = (node.array if node is not None else None for node in self._nodes)
+        return old, new
+
+    def count_alone(self) -> int | None:
+        """Count the chunks of an array that was added or removed, unseen; None for others. O(1)."""
+        old, new = self._trees
+        if self.change not in ("added", "removed") or (old is None) == (new is None):
+            return None
+        return sum(tree.count for tree in (old, new) if tree is not None)
+
     @cached_property
     def chunks(self) -> Sequence[ChunkChange]:
         """The chunks that changed, in row-major order. O(changed · log n), at the first use."""
         return tuple(self.iter_chunks())
+
+    def statistics(
+        self, budget: Budget | None = None, *, progress: Progress | None = None
+    ) -> Statistics:
+        """Compare the values of the chunks that changed: how many differ, least, greatest, mean.
+
+        Reads and decodes these chunks, of both sides; nothing for a group, a file or a move. What
+        takes more than is left of ``budget`` is not read; ``.left_out`` of the result says so, and
+        also where chunks lie in another grid now, or cannot be decoded. ``vzarr.statistics`` has
+        ``Budget``; without one there is no limit.
+
+        Raises ``CorruptError``, and ``AbsentError`` for what a partial clone lacks. Cost: decoding;
+        two chunks in memory.
+        """
+        from vzarr.statistics import Statistics, compare
+
+        old, new = (self._half(number) for number in (0, 1))
+        if self._source is None or (old is None and new is None):
+            return Statistics()
+        if budget is not None and (problem := self._exceeds(budget)):
+            return Statistics(left_out=problem)
+        meter = Meter(progress)
+        meter.stage(f"compare {self.path}", sum(1 for _ in self.iter_chunks()) if progress else 0)
+        found = compare(old, new, self._pairs(self._source, meter))
+        meter.end()
+        return found
+
+    def _half(self, number: int) -> Half | None:
+        from vzarr.statistics import Half
+
+        node, source = self._nodes[number], self._source
+        if node is None or node.array is None or source is None:
+            return None
+        documents = {name: source.read(blob) for name, blob in self._documents[number].items()}
+        return Half(documents, node.array, node.attributes)
+
+    def _pairs(self, source: _Source, meter: Meter) -> Iterator[Pair]:
+        from vzarr.statistics import Pair
+
+        for key, *sides in source.indexes.diff(*self._trees):
+            old, new = (None if side is None else source.read(decode_blob(side)) for side in sides)
+            yield Pair(decode_coordinates(key), old, new)
+            meter.step(1)
+
+    def _exceeds(self, budget: Budget) -> str:
+        """Take what the chunks cost from a budget; say why if that is too much."""
+        from vzarr.statistics import decoded_bytes
+
+        number = sum(1 for _ in islice(self.iter_chunks(), budget.chunks + 1))
+        if number > budget.chunks:
+            return "too many chunks changed"
+        arrays = [node.array for node in self._nodes if node is not None and node.array is not None]
+        nbytes = sum(
+            decoded_bytes(array, chunk.coordinates)
+            for chunk in self.iter_chunks()
+            for array in arrays
+        )
+        return "" if budget.take(number, nbytes) else "too many bytes changed"
 
     def document_changes(self) -> Iterator[tuple[str, Literal["added", "removed", "changed"]]]:
         """List the keys of the documents, or the file, that changed, and how. A move lists none."""
@@ -129,31 +225,42 @@ class NodeChange:
             return None
         return self._source.open(side, path)
 
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import change_html
+
+        return change_html(self)
+
     def __str__(self) -> str:
-        mark = {"added": "+", "removed": "-", "moved": ">", "changed": "~"}[self.change]
+        mark = MARKS[self.change]
         name = self.path or "/"
         if self.old_path is not None:
             name = f"{self.old_path} → {name}"
         lines = [f"{mark} {self.kind} {printable(name)}"]
         if self.change == "changed":
             lines += [
-                f"    {printable(key)}: {_show(a)} → {_show(b)}"
+                f"    {printable(key)}: {spell_value(a)} → {spell_value(b)}"
                 for key, (a, b) in self.metadata.items()
             ]
             lines += [
-                f"    @{printable(key)}: {_show(a)} → {_show(b)}"
+                f"    @{printable(key)}: {spell_value(a)} → {spell_value(b)}"
                 for key, (a, b) in self.attributes.items()
             ]
         else:
-            side = 1 if self.change == "added" else 0
-            facts = [self.metadata[key][side] for key in ("shape", "dtype") if key in self.metadata]
-            lines[0] = "  ".join([lines[0], *(printable(str(fact)) for fact in facts)])
-        summary = self._chunk_summary()
+            lines[0] = "  ".join([lines[0], *(printable(str(fact)) for fact in self.head_facts())])
+        summary = self.chunk_summary()
         if summary:
             lines.append(f"    {summary}")
         return "\n".join(lines)
 
-    def _chunk_summary(self) -> str:
+    def head_facts(self) -> list[Any]:
+        """Give shape and data type of an array that was added or removed."""
+        side = 1 if self.change == "added" else 0
+        return [self.metadata[key][side] for key in ("shape", "dtype") if key in self.metadata]
+
+    def chunk_summary(self) -> str:
+        """Say which chunks changed: how many, and where they lie. O(changed · log n)."""
+        if alone := self.count_alone():
+            return f"chunks: {alone} {self.change}"
         if not self.chunks:
             return ""
         counts = {"changed": 0, "added": 0, "removed": 0}
@@ -189,14 +296,21 @@ def _volume(region: Region) -> int:
     return math.prod(part.stop - part.start for part in region)
 
 
-def _show(value: Any) -> str:
+def _kind_of(old: bytes | None, new: bytes | None) -> ChangeKind:
+    return "added" if old is None else "removed" if new is None else "changed"
+
+
+def spell_value(value: Any) -> str:
+    """Spell the value of an attribute or a fact, or the beginning of a long one."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-MAX_MEMBERS = 250_000
-"""As many members of what was added or removed whole are listed. Groups that share their members
-can make billions of a few kilobytes."""
+MAX_MEMBERS = 500_000
+"""As many groups, arrays and files that differ are listed. Groups that share their members can make
+billions of a few kilobytes."""
+# After so many, all are counted before the rest is listed.
+_UNCOUNTED = 5_000
 
 
 @final
@@ -256,12 +370,17 @@ class Diff:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import diff_html
+
+        return diff_html(self)
+
 
 def diff(
     store: Store, old: Entry, new: Entry, open_node: Callable[[Side, str], Any]
 ) -> tuple[NodeChange, ...]:
     """Compare two snapshots' roots. O(changed nodes · depth); chunks are listed when asked for."""
-    source = _Source(store, open_node)
+    source = _Source(store, open_node, (old, new))
     source.compare("", old, new)
     return tuple(sorted(source.finish(), key=lambda change: change.path))
 
@@ -270,8 +389,11 @@ def diff(
 class _Source:
     """The walk over two trees, and what its results need to read on."""
 
-    def __init__(self, store: Store, open_node: Callable[[Side, str], Any]) -> None:
+    def __init__(
+        self, store: Store, open_node: Callable[[Side, str], Any], roots: tuple[Entry, Entry]
+    ) -> None:
         self.open = open_node
+        self._roots = roots
         self.indexes = Tree(store, blob_measure)
         self._directories = Tree(store, entry_measure)
         self._store = store
@@ -281,11 +403,20 @@ class _Source:
         self._added: list[tuple[str, Entry]] = []
         self._removed: list[tuple[str, Entry]] = []
 
+    def differing(self, old: TreeRef | None, new: TreeRef | None, start: bytes) -> Iterator[Change]:
+        """Compare two chunk indexes, from a key on. Lazy."""
+        return differing(self._store, self.indexes, old, new, start)
+
+    def read(self, blob: Blob) -> bytes:
+        """Give the bytes behind a reference. Raises ``CorruptError`` and ``AbsentError``."""
+        return self._store.read(blob)
+
     def compare(self, path: str, old: Entry, new: Entry) -> None:
         """Note what changed at and below one path."""
         self._compare_file(path, old, new)
         self._compare_node(path, old, new)
         for name, before, after in self._directories.diff(old.directory, new.directory):
+            self._note_seen()
             member = join(path, decode_name(name))
             if before is None:
                 assert after is not None
@@ -326,6 +457,7 @@ class _Source:
                 _document_sides=_changed_documents(old, new),
                 _trees=(old.index, new.index),
                 _nodes=(before, after),
+                _documents=(old.documents, new.documents),
                 _source=self,
             )
         )
@@ -377,16 +509,45 @@ class _Source:
 
     def _members(self, entry: Entry) -> Iterator[tuple[str, Entry]]:
         for name, data in self._directories.scan(entry.directory):
-            self._seen += 1
-            if self._seen > MAX_MEMBERS:
-                raise InvalidInputError(
-                    f"more than {MAX_MEMBERS:,} groups, arrays and files are on one side alone, "
-                    "which are too many to list; compare snapshots that have more in common"
-                )
+            self._note_seen()
             yield decode_name(name), decode_entry(data)
+
+    def _note_seen(self) -> None:
+        """Count a member; at the 5,000th, raise ``InvalidInputError`` if there are too many."""
+        self._seen += 1
+        if self._seen == _UNCOUNTED:
+            old, new = self._roots
+            if self._count(old.directory, new.directory, {}, 0) > MAX_MEMBERS:
+                raise InvalidInputError(
+                    f"more than {MAX_MEMBERS:,} groups, arrays and files differ, which are too "
+                    "many to list; compare snapshots that have more in common"
+                )
+
+    def _count(
+        self, old: TreeRef | None, new: TreeRef | None, known: dict[_Pair, int], depth: int
+    ) -> int:
+        """Count the members that differ in two directories and below. O(distinct pairs of nodes).
+
+        What is nested too deep is not counted: whoever lists it finds that it is.
+        """
+        pair = (None if old is None else old.digest, None if new is None else new.digest)
+        count = known.get(pair)
+        if count is None:
+            count = 0
+            for _, before, after in self._directories.diff(old, new) if depth < MAX_DEPTH else ():
+                count += 1 + self._count(_below(before), _below(after), known, depth + 1)
+            known[pair] = count
+        return count
 
     def _metadata(self, entry: Entry) -> NodeMetadata | None:
         return node_metadata(entry.documents, self._store.read)
+
+
+_Pair = tuple[bytes | None, bytes | None]
+
+
+def _below(entry: bytes | None) -> TreeRef | None:
+    return None if entry is None else decode_entry(entry).directory
 
 
 def _facts(node: NodeMetadata | None) -> Mapping[str, Any]:

@@ -95,6 +95,11 @@ class ConflictError(VzarrError):
         super().__init__(message)
         self.conflicts = tuple(conflicts)
 
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import conflict_html
+
+        return conflict_html(self)
+
 
 class MergeConflict(ConflictError):  # noqa: N818 - the public name
     """Two branches changed the same things since their merge base; nothing was written."""

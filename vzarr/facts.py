@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from vzarr.diff import Diff, NodeChange
 from vzarr.findings import Report
@@ -16,16 +16,27 @@ from vzarr.output import BRANCH, TAG, Cell
 from vzarr.reports import Info
 from vzarr.repository import Repository
 
+if TYPE_CHECKING:
+    from vzarr.statistics import Statistics
+
 INFO_KEYS = "path id format_version created file_bytes chunks commits branches tags"
 COMMIT_KEYS = "id parents author time message metadata root branches tags"
 CHANGE_KEYS = (
     "path kind change old_path attributes{name: {old new}} metadata{name: {old new}} "
-    "chunks[coordinates kind region old_bytes new_bytes]"
+    "chunks[coordinates kind region old_bytes new_bytes] values{changed compared added removed "
+    "old{count missing minimum maximum mean} new{…} gained{…} lost{…} difference{…} left_out}, "
+    "null where that was not asked for or no chunk changed"
 )
 CONFLICT_KEYS = "path kind document coordinates region"
+VIEW_KEYS = (
+    "path commit shape dtype dimensions attributes index minimum maximum mean missing elements "
+    "chunks of_chunks values, at most one for each character of a picture; where chunks is less "
+    "than of_chunks, all numbers are of the elements that were looked at"
+)
 REPORT_KEYS = (
     "path level ok problems[kind message cost path document coordinates region commit branches "
-    "tags commits] omitted commits nodes chunks nbytes garbage garbage_bytes seconds left_out"
+    "tags commits] omitted commits nodes chunks nbytes garbage garbage_bytes seconds left_out "
+    "unsummed stray_checksums"
 )
 
 
@@ -41,6 +52,11 @@ class Names:
     def __init__(self, repo: Repository) -> None:
         self._branches = _by_commit(repo.branches.items())
         self._tags = _by_commit(repo.tags.items())
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits that have a name, each once."""
+        return list(dict.fromkeys([*self._branches, *self._tags]))
 
     def facts(self, commit: Commit) -> dict[str, Any]:
         """Give a commit's facts with its names."""
@@ -70,8 +86,8 @@ def diff_facts(diff: Diff | None) -> list[dict[str, Any]] | None:
     return None if diff is None else [change_facts(change) for change in diff]
 
 
-def change_facts(change: NodeChange) -> dict[str, Any]:
-    """Give what changed of one group or array."""
+def change_facts(change: NodeChange, values: Statistics | None = None) -> dict[str, Any]:
+    """Give what changed of one group or array, and how its values did."""
 
     def sides(values: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         return {name: {"old": old, "new": new} for name, (old, new) in values.items()}
@@ -98,6 +114,7 @@ def change_facts(change: NodeChange) -> dict[str, Any]:
             }
             for chunk in change.iter_chunks()
         ],
+        "values": None if values is None else asdict(values),
     }
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any, TypeVar, final
+from typing import IO, Any, TypeVar, final
 
 import click
+from rich.color import ColorSystem
 from rich.console import Console
+from rich.style import Style
 from rich.text import Text
 
 from vzarr.diff import NodeChange
@@ -24,11 +30,20 @@ Cell = str | tuple[str, str]
 """A piece of text, alone or with the name of its style."""
 
 ID, BRANCH, TAG, HEADING, QUIET = "yellow", "green", "magenta", "bold", "dim"
+ADDED, REMOVED, MOVED, CHANGED = "green", "red", "cyan", "yellow"
 SHORT = 12
 """So many digits of an id are shown on a terminal."""
+_PIPE_SIZE = 80, 48
+_FLUSH_SECONDS = 0.05
 PATIENCE_SECONDS = 1.0
 """What takes no longer than this shows no progress."""
-_STYLES = {"added": "green", "removed": "red", "moved": "cyan", "changed": "yellow"}
+_COLOUR_SYSTEMS = {
+    "standard": ColorSystem.STANDARD,
+    "256": ColorSystem.EIGHT_BIT,
+    "truecolor": ColorSystem.TRUECOLOR,
+    "windows": ColorSystem.WINDOWS,
+}
+_STYLES = {"added": ADDED, "removed": REMOVED, "moved": MOVED, "changed": CHANGED}
 
 
 @final
@@ -45,6 +60,26 @@ class Output:
         self._begun = False
         # Soft wrapping leaves long lines to the terminal, so that nothing is broken in a pipe.
         self._console = PlainConsole()
+        name = self._console.color_system
+        self._system = None if name is None else _COLOUR_SYSTEMS[name]
+        self._flushed = 0.0
+        # None for stdout, which may be another one from call to call.
+        self._pager: IO[str] | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody looks at what is printed."""
+        return self._terminal
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether what is printed will have colours."""
+        return self._console.color_system is not None and not self._console.no_color
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines of the terminal; 80 by 48 in a pipe."""
+        return (self._console.width, self._console.height) if self._terminal else _PIPE_SIZE
 
     def document(self, facts: Mapping[str, Any]) -> None:
         """Print the JSON document, if that was asked for."""
@@ -52,9 +87,32 @@ class Output:
             click.echo(json.dumps(plain(facts), indent=2, allow_nan=False))
 
     def line(self, *cells: Cell) -> None:
-        """Print a line, or a block, of text."""
-        if not self.as_json:
+        """Print a line, or a block, of text.
+
+        There may be hundreds of thousands. So they do not go through rich's layout, and the first
+        ones are to be seen before the last ones are there.
+        """
+        if self.as_json:
+            return
+        if self._console.legacy_windows:
+            # Has no escape sequences: rich knows how to colour it.
             self._console.print(styled(cells))
+            return
+        parts = ((cell, "") if isinstance(cell, str) else cell for cell in cells)
+        stream = self._pager or sys.stdout
+        stream.write("".join(self._coloured(_clean(text), style) for text, style in parts))
+        stream.write("\n")
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            stream.flush()
+            self._flushed = time.monotonic()
+
+    def _coloured(self, text: str, style: str) -> str:
+        if not style or self._system is None:
+            return text
+        parsed = Style.parse(style)
+        if self._console.no_color:
+            parsed = parsed.without_color
+        return parsed.render(text, color_system=self._system)
 
     def heading(self, text: str) -> None:
         """Begin another part of a longer story."""
@@ -101,6 +159,9 @@ class Output:
                 text.highlight_regex(r"(?<=: ).*(?= → )", "red")
                 text.highlight_regex(r"(?<= → ).*", "green")
                 text.highlight_regex(r"\[[0-9:, ]+\]", "cyan")
+                if detail.lstrip().startswith("chunks: "):
+                    for kind, style in _STYLES.items():
+                        text.highlight_regex(rf"\b[0-9]+ {kind}\b", style)
                 self._console.print(text)
 
     def track(self, things: Sequence[_T], what: str) -> Iterable[_T]:
@@ -112,9 +173,60 @@ class Output:
         return track(things, what, console=bar, transient=True, disable=not watched)
 
     @contextmanager
+    def paged(self, wanted: bool = True) -> Iterator[None]:
+        """Show in a pager what is printed, if somebody is watching; whoever leaves it has read on.
+
+        It is ``VZARR_PAGER``, or ``PAGER``, or less; ``cat`` stands for none.
+        """
+        command = _pager_command() if wanted and self._terminal and not self.as_json else ""
+        if not command:
+            yield
+            return
+        # As git has less: leave if all fits on the screen, show colours, keep the screen.
+        environment = {"LESS": "FRX", "LV": "-c", **os.environ}
+        encoding = sys.stdout.encoding
+        with subprocess.Popen(  # noqa: S602 - the user's own command
+            command,
+            shell=True,
+            stdin=subprocess.PIPE,
+            env=environment,
+            encoding=encoding,
+            errors="backslashreplace",
+        ) as pager:
+            assert pager.stdin is not None
+            self._pager = self._console.file = pager.stdin
+            try:
+                # It ends where it is left.
+                with suppress(BrokenPipeError):
+                    yield
+            finally:
+                self._pager, self._console = None, PlainConsole()
+                with suppress(BrokenPipeError):
+                    pager.stdin.close()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Show that something goes on of which nobody knows how long it takes."""
+        with self.progress() as progress:
+            if progress is None:
+                yield
+                return
+            timer = threading.Timer(PATIENCE_SECONDS, progress, (0, 0, what))
+            timer.daemon = True
+            progress(0, 0, what)
+            timer.start()
+            try:
+                yield
+            finally:
+                timer.cancel()
+                # What has begun to show must not go on after the end.
+                timer.join()
+
+    @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """Give what shows how far something is, if somebody is watching; else None."""
-        if self.as_json or not sys.stderr.isatty():
+        # In a pager it would be in the way.
+        if self.as_json or self._pager is not None or not sys.stderr.isatty():
             yield None
             return
         from rich.progress import Progress as Bar
@@ -149,6 +261,14 @@ class PlainConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raise, where rich would end the process: the frame of all verbs says what is done."""
         raise BrokenPipeError
+
+
+def _pager_command() -> str:
+    given = (os.environ[name] for name in ("VZARR_PAGER", "PAGER") if name in os.environ)
+    found = next(given, None)
+    if found is None:
+        found = shutil.which("less") or ""
+    return "" if found == "cat" else found
 
 
 def styled(cells: Iterable[Cell]) -> Text:
@@ -196,6 +316,18 @@ def scaled(number: float) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g} T"
+
+
+def spell_numbers(*numbers: float) -> list[str]:
+    """Write numbers in few digits, but in so many that those which differ look different."""
+    for digits in (5, 8, 17):
+        texts = [
+            f"{number:,}" if isinstance(number, int) else f"{number:.{digits}g}"
+            for number in numbers
+        ]
+        if len(set(texts)) == len(set(numbers)):
+            break
+    return texts
 
 
 def first_line(message: str) -> str:

@@ -180,6 +180,11 @@ class Session:
         what = f"branch {self._branch!r}" if self._branch else "read-only"
         return f"<vzarr.Session {what} at {self._base.hex()[:12]} of {self._environment.path}>"
 
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import session_html
+
+        return session_html(self)
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
     def get(self, key: str) -> Bytes | None:

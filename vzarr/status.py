@@ -67,7 +67,7 @@ class Status:
         chunks: dict[str, list[tuple[int, ...]]] = {}
         for node in self._diff:
             documents += [key for key, change in node.document_changes() if change == kind]
-            coordinates = [chunk.coordinates for chunk in node.iter_chunks() if chunk.kind == kind]
+            coordinates = [chunk for chunk, change in node.iter_kinds() if change == kind]
             if coordinates:
                 chunks[node.path] = coordinates
         return Changes(tuple(documents), chunks)
@@ -76,12 +76,22 @@ class Status:
         return bool(self._diff)
 
     def __str__(self) -> str:
-        where = f"On branch {self._branch}" if self._branch else "Read-only"
-        lines = [f"{where}, at commit {self._base[:12]}"]
-        if not self._diff:
-            return "\n".join([*lines, "nothing to commit, the session is clean"])
-        lines.append("Changes to be committed:")
-        lines += [f"  {line}" for line in str(self._diff).split("\n")]
+        lines = self.head()
+        if self._diff:
+            lines += [f"  {line}" for line in str(self._diff).split("\n")]
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def head(self) -> list[str]:
+        """Say where the session is, and whether changes follow, in two lines."""
+        where = f"On branch {self._branch}" if self._branch else "Read-only"
+        what = (
+            "Changes to be committed:" if self._diff else "nothing to commit, the session is clean"
+        )
+        return [f"{where}, at commit {self._base[:12]}", what]
+
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import status_html
+
+        return status_html(self)

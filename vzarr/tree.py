@@ -23,13 +23,18 @@ class Tree(str):
     def __repr__(self) -> str:
         return str(self)
 
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import tree_html
 
-def draw(hierarchy: Hierarchy, path: str = "") -> Tree:
+        return tree_html(self)
+
+
+def draw(hierarchy: Hierarchy, path: str = "", *, limit: int = MAX_NODES) -> Tree:
     """Draw the groups and arrays at and below a path, or the first of very many. O(nodes)."""
-    found = islice(hierarchy.nodes(path), MAX_NODES + 1)
+    found = islice(hierarchy.nodes(path), limit + 1)
     nodes = [(node, _label(metadata)) for node, _, metadata in found]
-    more = len(nodes) > MAX_NODES
-    del nodes[MAX_NODES:]
+    more = len(nodes) > limit
+    del nodes[limit:]
     children: dict[str, list[str]] = {}
     labels = dict(nodes)
     for node in labels:
@@ -47,7 +52,7 @@ def draw(hierarchy: Hierarchy, path: str = "") -> Tree:
 
     add(path, "")
     if more:
-        lines.append(f"… and more than these {MAX_NODES:,}")
+        lines.append(f"… and more than these {limit:,}")
     return Tree("\n".join(lines))
 
 

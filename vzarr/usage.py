@@ -108,7 +108,8 @@ class Usage:
         """Bytes of all objects that are reachable."""
         return self.chunk_bytes + self.node_bytes + self.commit_bytes
 
-    def __str__(self) -> str:
+    def tables(self) -> Iterator[tuple[list[str], list[list[str]], int]]:
+        """Give what is told as tables: headings, rows, and how many columns hold text."""
         totals = [
             ["reachable", f"{self.nbytes:,}", ""],
             ["  chunks", f"{self.chunk_bytes:,}", f"{self.chunks:,}"],
@@ -119,16 +120,16 @@ class Usage:
             ["free pages", f"{self.free_bytes:,}", ""],
             ["file", f"{self.file_bytes:,}", ""],
         ]
-        parts = [_table(["", "bytes", "number"], totals)]
+        yield ["", "bytes", "number"], totals, 1
         if self.refs:
             rows = [[one.name, one.kind, f"{one.nbytes:,}", f"{one.unique:,}"] for one in self.refs]
-            parts.append(_table(["ref", "kind", "bytes", "unique"], rows, text=2))
+            yield ["ref", "kind", "bytes", "unique"], rows, 2
         if self.commit_usage:
             rows = [
                 [one.id[:12], f"{one.unique:,}", one.message.partition("\n")[0]]
                 for one in self.commit_usage
             ]
-            parts.append(_table(["commit", "unique", "message"], rows))
+            yield ["commit", "unique", "message"], rows, 1
         if self.arrays:
             rows = [
                 [
@@ -142,10 +143,17 @@ class Usage:
                 for one in self.arrays
             ]
             heads = [f"array in {self.ref}", "logical", "stored", "chunks", "history", "versions"]
-            parts.append(_table(heads, rows))
-        return "\n\n".join(parts)
+            yield heads, rows, 1
+
+    def __str__(self) -> str:
+        return "\n\n".join(_table(heads, rows, text=text) for heads, rows, text in self.tables())
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from vzarr.notebook import usage_html
+
+        return usage_html(self)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> str:

@@ -1,8 +1,7 @@
-"""Verbs that tell of a repository: init, info, tree, log, status, show, diff; check and demo."""
+"""Verbs that tell of a repository: init, info, tree, status; check and demo."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from itertools import islice
@@ -20,31 +19,21 @@ from vzarr.command import (
     require_file,
     verb,
 )
-from vzarr.errors import AbsentError, AlreadyExistsError
+from vzarr.errors import AlreadyExistsError
 from vzarr.facts import (
-    CHANGE_KEYS,
-    COMMIT_KEYS,
     INFO_KEYS,
     REPORT_KEYS,
-    Names,
     branch_facts,
-    diff_facts,
     distances,
     info_facts,
     node_facts,
     report_facts,
 )
 from vzarr.findings import Level
-from vzarr.history import Commit
 from vzarr.output import (
     BRANCH,
     HEADING,
-    ID,
-    QUIET,
-    SHORT,
-    Output,
     first_line,
-    plain,
     plural,
     spell_time,
 )
@@ -56,19 +45,6 @@ def _spell_distance(facts: Mapping[str, Any]) -> str:
     if facts["name"] == "main" or facts["ahead"] is None:
         return ""
     return ", ".join(f"{facts[side]} {side}" for side in ("ahead", "behind") if facts[side]) or "="
-
-
-def _print_commit(out: Output, commit: Commit, names: Names) -> None:
-    out.line((f"commit {commit.id}", ID), *names.cells(commit))
-    if len(commit.parents) > 1:
-        out.line("Merge:  ", " ".join(parent[:SHORT] for parent in commit.parents))
-    out.line(f"Author: {printable(commit.author)}")
-    out.line(f"Date:   {spell_time(commit.time)}")
-    out.line()
-    for line in commit.message.split("\n"):
-        out.line(f"    {line}" if line else "")
-    for key, value in commit.metadata.items():
-        out.line((f"    {printable(key)}: {json.dumps(plain(value), ensure_ascii=False)}", QUIET))
 
 
 @verb("vzarr init ocean.vzarr", keys=INFO_KEYS)
@@ -122,38 +98,6 @@ def tree(file: str, ref: str) -> None:
 
 
 @verb(
-    "vzarr log ocean.vzarr --oneline -n 5",
-    "vzarr log ocean.vzarr v1.0 --path sst",
-    keys=f"ref path commits[{COMMIT_KEYS}]",
-)
-@file_argument
-@ref_argument
-@click.option("--path", metavar="PATH", help="Only commits that changed this group or array.")
-@click.option(
-    "-n", "--max-count", type=click.IntRange(min=0), metavar="N", help="At most so many commits."
-)
-@click.option("--oneline", is_flag=True, help="One line a commit.")
-def log(file: str, ref: str, path: str | None, max_count: int | None, oneline: bool) -> None:
-    """List the commits from a REF back, newest first.
-
-    REF is main if it is not given.
-    """
-    out = output()
-    with open_file(file) as repo:
-        commits = repo.log(ref, path=path, limit=max_count)
-        names = Names(repo)
-    out.document({"ref": ref, "path": path, "commits": [names.facts(entry) for entry in commits]})
-    for number, commit in enumerate(commits):
-        if oneline:
-            subject = first_line(commit.message)
-            out.line(out.commit_id(commit.id), *names.cells(commit), " ", subject)
-        else:
-            if number:
-                out.line()
-            _print_commit(out, commit, names)
-
-
-@verb(
     "vzarr status ocean.vzarr",
     keys="path commits tags branches[name commit author time message ahead behind]; ahead and "
     "behind count commits from main and are null if there is no main",
@@ -192,70 +136,6 @@ def status(file: str) -> None:
             for entry in branches
         ],
     )
-
-
-@verb(
-    "vzarr show ocean.vzarr main~1",
-    keys=f"commit{{{COMMIT_KEYS}}} changes[as diff's], null for a commit without parents",
-)
-@file_argument
-@ref_argument
-def show(file: str, ref: str) -> None:
-    """Describe a commit and what it changed.
-
-    REF is main if it is not given. A merge is compared with its first parent.
-    """
-    out = output()
-    with open_file(file) as repo:
-        commit = repo.show(ref)
-        names = Names(repo)
-        diff, left_out = None, ""
-        try:
-            diff = repo.diff(commit.parents[0], commit.id) if commit.parents else None
-        except AbsentError as error:
-            left_out = f"What it changed cannot be told: {error}"
-        if out.as_json:
-            out.document({"commit": names.facts(commit), "changes": diff_facts(diff)})
-        _print_commit(out, commit, names)
-        if left_out:
-            out.line()
-            out.line(left_out)
-        if diff:
-            out.line()
-            out.changes(diff)
-
-
-@verb(
-    "vzarr diff ocean.vzarr v1.0 main",
-    keys=f"old{{ref commit}} new{{ref commit}} equal changes[{CHANGE_KEYS}]",
-)
-@file_argument
-@click.argument("old")
-@click.argument("new", required=False)
-@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs.")
-@click.pass_context
-def diff(ctx: click.Context, file: str, old: str, new: str | None, exit_code: bool) -> None:
-    """Compare two REFs.
-
-    Shows the groups, arrays and attributes that differ, and the regions of arrays. NEW is main if
-    it is not given. OLD..NEW is understood, too.
-    """
-    out = output()
-    if new is None:
-        old, _, new = old.partition("..")
-    old, new = old or "main", new or "main"
-    with open_file(file) as repo:
-        before, after = repo.show(old).id, repo.show(new).id
-        diff = repo.diff(before, after)
-        if out.as_json:
-            sides = {
-                "old": {"ref": old, "commit": before},
-                "new": {"ref": new, "commit": after},
-            }
-            out.document({**sides, "equal": not diff, "changes": diff_facts(diff)})
-        out.changes(diff)
-    if exit_code and diff:
-        ctx.exit(PROBLEM)
 
 
 @verb("vzarr check ocean.vzarr", "vzarr check ocean.vzarr --full", keys=REPORT_KEYS)

@@ -56,7 +56,8 @@ def merge(
     with open_file(file, "r+") as repo:
         require_branch(repo, file, into)
         before, other = repo.branches[into], repo.show(ref).id
-        commit = repo.merge(ref, into, message, strategy, no_ff=no_ff)
+        with out.waiting("merge"):
+            commit = repo.merge(ref, into, message, strategy, no_ff=no_ff)
     settled = {before: "up to date", other: "fast-forward"}
     kind = settled.get(commit, "merge")
     out.document({"kind": kind, "ref": ref, "into": into, "commit": commit})
@@ -153,7 +154,8 @@ def revert(
 @verb(
     "vzarr blame ocean.vzarr sst",
     'vzarr blame ocean.vzarr sst v1.0 --region "0:10, 5"',
-    keys="path ref commit commits[id author time message chunks[coordinates region]]",
+    keys="path ref commit commits[id author time message or_before chunks[coordinates region]]; "
+    "or_before, if the commit is as far back as a shallow clone knows",
 )
 @file_argument
 @click.argument("path")
@@ -166,7 +168,7 @@ def blame(file: str, path: str, ref: str, region: str | None) -> None:
     """
     out = output()
     index = None if region is None else parse_region(region)
-    with open_file(file) as repo:
+    with open_file(file) as repo, out.waiting("look through the history"):
         commit = repo.show(ref).id
         found = repo.blame(path, index, ref=commit)
     groups = found.by_commit()
@@ -181,6 +183,7 @@ def blame(file: str, path: str, ref: str, region: str | None) -> None:
                     "author": change.author,
                     "time": change.time,
                     "message": change.message,
+                    "or_before": change.id in found.or_before,
                     "chunks": [{"coordinates": one, "region": found.region(one)} for one in chunks],
                 }
                 for change, chunks in groups
@@ -194,7 +197,7 @@ def blame(file: str, path: str, ref: str, region: str | None) -> None:
                 out.commit_id(change.id),
                 spell_time(change.time),
                 change.author,
-                found.spell(chunks),
+                found.spell(chunks) + (", or before" if change.id in found.or_before else ""),
                 first_line(change.message),
             ]
             for change, chunks in groups

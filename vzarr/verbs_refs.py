@@ -8,7 +8,6 @@ import click
 
 from vzarr.command import (
     file_argument,
-    no_branch,
     open_file,
     output,
     require_branch,
@@ -16,9 +15,10 @@ from vzarr.command import (
     require_with,
     verb,
 )
-from vzarr.errors import AlreadyExistsError, RefNotFoundError
+from vzarr.errors import AlreadyExistsError
 from vzarr.facts import branch_facts
 from vzarr.output import BRANCH, TAG, first_line, spell_time
+from vzarr.verbs_history import list_moves
 
 
 @verb(
@@ -69,7 +69,7 @@ def branch(
             raise click.UsageError("--reset needs --to REF.")
         _reset_branch(file, reset, to, expected)
     elif reflog is not None:
-        _list_moves(file, reflog)
+        list_moves(file, reflog)
     else:
         _list_branches(file)
 
@@ -125,23 +125,6 @@ def _reset_branch(file: str, name: str, to: str, expected: str | None) -> None:
         commit = repo.branches.reset(name, to, expected)
     out.document({"operation": "reset", "name": name, "commit": commit})
     out.line("branch ", (name, BRANCH), " is now at ", out.commit_id(commit))
-
-
-def _list_moves(file: str, name: str) -> None:
-    out = output()
-    with open_file(file) as repo:
-        try:
-            moves = repo.reflog(name)
-        except RefNotFoundError as error:
-            raise no_branch(file, name) from error
-    out.document({"branch": name, "moves": [asdict(move) for move in moves]})
-    out.table(
-        ["head", "moved", "operation", "author"],
-        [
-            [out.commit_id(move.new), spell_time(move.time), move.operation, move.author]
-            for move in moves
-        ],
-    )
 
 
 @verb(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vzarr.command import file_argument, open_file, output, parse_region, verb
+from vzarr.command import file_argument, open_file, output, parse_region, ref_option, verb
 
 
 @verb(
@@ -20,7 +20,7 @@ from vzarr.command import file_argument, open_file, output, parse_region, verb
 )
 @file_argument
 @click.argument("path", default="", metavar="[PATH]")
-@click.option("--ref", default="main", metavar="REF", help="Of which commit.  [default: main]")
+@ref_option
 @click.option(
     "--commits",
     type=click.IntRange(min=0),
@@ -36,7 +36,7 @@ def du(file: str, path: str, ref: str, commits: int) -> None:
     versions. Garbage and free pages are told too: gc and compact give them back.
     """
     out = output()
-    with open_file(file) as repo:
+    with open_file(file) as repo, out.waiting("measure"):
         usage = repo.du(path, ref=ref, commits=commits)
     out.document({**asdict(usage), "nbytes": usage.nbytes})
     out.line(str(usage))

@@ -26,6 +26,7 @@ AUTHOR = "Ada <ada@example.org>"
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("VZARR_AUTHOR", AUTHOR)
+    monkeypatch.setenv("VZARR_PAGER", "cat")
     default_author.cache_clear()
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)

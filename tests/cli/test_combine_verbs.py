@@ -145,8 +145,9 @@ def test_blame_json(parted, run_json):
     facts = run_json("blame", parted, "sst", "dev", "--region", "[0, :3]")
     assert (facts["path"], facts["ref"], facts["commit"]) == ("sst", "dev", head(parted, "dev"))
     (change,) = facts["commits"]
-    assert set(change) == {"id", "author", "time", "message", "chunks"}
+    assert set(change) == {"id", "author", "time", "message", "or_before", "chunks"}
     assert change["id"] == head(parted, "dev")
+    assert not change["or_before"]
     assert change["chunks"] == [{"coordinates": [0, 0], "region": [[0, 1], [0, 3]]}]
 
 

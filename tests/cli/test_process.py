@@ -20,7 +20,9 @@ def _arguments(verb, ocean, tmp_path):
         case "init":
             return verb, tmp_path / "new.vzarr"
         case "diff":
-            return verb, ocean, "main", "dev"
+            return verb, ocean, "main", "dev", "--no-values"
+        case "show":
+            return verb, ocean, "--no-values"
     return verb, ocean
 
 
@@ -173,3 +175,65 @@ def test_json_on_a_terminal(ocean, tmp_path):
     code, text = on_terminal("log", ocean, "--json", cwd=tmp_path)
     assert code == 0
     assert len(json.loads(text)["commits"]) == 3
+
+
+def test_a_pager(ocean, tmp_path):
+    pager = {"VZARR_PAGER": "sed s/^/PAGED/"}
+    for verb in (["log"], ["log", "--graph"], ["show", "dev"], ["diff", "main", "dev"]):
+        verb.insert(1, ocean)
+        verb += ["--no-values"] * (verb[0] != "log")
+        code, text = on_terminal(*verb, cwd=tmp_path, **pager)
+        assert code == 0
+        assert all(line.startswith("PAGED") for line in text.splitlines())
+        # It shows colours, though it is no terminal itself.
+        assert "\x1b[33m" in text
+        _, plain = on_terminal("--no-pager", *verb, cwd=tmp_path, **pager)
+        assert plain == text.replace("PAGED", "")
+    assert "PAGED" not in on_terminal("log", ocean, "--json", cwd=tmp_path, **pager)[1]
+    assert "PAGED" not in on_terminal("info", ocean, cwd=tmp_path, **pager)[1]
+    _, text = on_terminal("log", ocean, cwd=tmp_path, VZARR_PAGER="", PAGER="sed s/^/PAGED/")
+    assert "PAGED" not in text
+
+
+def test_a_pager_that_is_left(path, tmp_path):
+    with vzarr.open(path, durability="normal") as repo:
+        session = repo.session("main")
+        for number in range(2000):
+            session.commit(f"step {number}", allow_empty=True)
+        session.close()
+    code, text = on_terminal("log", path, cwd=tmp_path, VZARR_PAGER="head -n 5")
+    assert code == 0
+    assert len(text.splitlines()) == 5
+    code, text = on_terminal("log", path, cwd=tmp_path, VZARR_PAGER="no-such-pager")
+    assert code == 0
+    assert "no-such-pager" in text
+
+
+def test_errors_are_not_paged(ocean, tmp_path):
+    pager = {"VZARR_PAGER": "sed s/^/PAGED/", "NO_COLOR": "1"}
+    code, text = on_terminal("log", ocean, "nope", cwd=tmp_path, **pager)
+    assert code == 1
+    assert text.startswith("vzarr: error: ")
+    code, text = on_terminal("show", ocean, "--path", "x", cwd=tmp_path, **pager)
+    assert code == 1
+    assert text.splitlines()[-1].startswith("vzarr: error: ")
+
+
+def test_what_takes_long_says_so(ocean, tmp_path):
+    program = """
+import threading
+from vzarr import output
+output.PATIENCE_SECONDS = 0.0
+shown = threading.Event()
+out = output.Output()
+with out.waiting("measure"):
+    # Nothing sets it: the bar draws itself ten times a second meanwhile.
+    shown.wait(1.5)
+print("done")
+"""
+    code, text = on_terminal(cwd=tmp_path, program=("-c", program))
+    assert code == 0
+    assert "measure" in text
+    assert text.rstrip().endswith("done")
+    code, text = on_terminal(cwd=tmp_path, program=("-c", program.replace("= 0.0", "= 9.0")))
+    assert text == "done\n"

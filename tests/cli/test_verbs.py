@@ -203,7 +203,7 @@ def test_show_json(ocean, ids, run_json):
     assert set(document["commit"]) == COMMIT
     (change,) = document["changes"]
     assert set(change) == {
-        "path", "kind", "change", "old_path", "attributes", "metadata", "chunks",
+        "path", "kind", "change", "old_path", "attributes", "metadata", "chunks", "values",
     }  # fmt: skip
     assert change["path"] == "sst"
     assert change["metadata"] == {"shape": {"old": [2, 6], "new": [3, 6]}}
