@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
+from vzarr import portable
 from vzarr.car import INLINE, BlockSizeWarning, CarFile, fill_car
 from vzarr.contents import Contents, Limits, require_names
 from vzarr.datafile import our_errors, real_path
-from vzarr.draft import Draft
+from vzarr.draft import Draft, draft_path
 from vzarr.errors import (
     AlreadyExistsError,
     FormatError,
@@ -27,11 +28,13 @@ from vzarr.errors import (
     NotFoundError,
 )
 from vzarr.format import DOCUMENTS
+from vzarr.objects import Objects
 from vzarr.outlets import Remote, fill_directory, fill_zip
+from vzarr.printable import printable
 from vzarr.progress import Meter, Progress
 from vzarr.session import Session
 
-Form = Literal["directory", "zip", "car", "url"]
+Form = Literal["directory", "zip", "car", "url", "icechunk"]
 
 _SUFFIXES: dict[str, Form] = {".zip": "zip", ".car": "car"}
 # What a key takes beside its value, roughly: the rest of a page, or its lines in lists.
@@ -55,6 +58,7 @@ class ExportReport:
     form: Form
     """What the target is; ``url`` for one object a key in a file system of fsspec."""
     commit: str
+    """What was exported; of a history, the newest commit."""
     path: str
     """The group or array whose keys these are; empty for all."""
     keys: int
@@ -65,8 +69,16 @@ class ExportReport:
     """Of a CAR file the id of its root (CID), which names the data everywhere."""
     warnings: tuple[str, ...] = ()
     """What readers elsewhere could stumble over."""
+    commits: int | None = None
+    """Of a history: how many commits were replayed; keys and bytes are those that they wrote."""
+    known: int | None = None
+    """Of a history: how many commits were there before."""
+    names: tuple[str, ...] = ()
+    """Of a history: the branches that were made or moved there, and the tags that were made."""
 
     def __str__(self) -> str:
+        if self.commits is not None:
+            return self._history()
         what = self.path or "everything"
         rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
         line = (
@@ -74,6 +86,15 @@ class ExportReport:
             f"{self.nbytes:,} bytes, in {self.seconds:.1f} s ({rate:,.0f} MB/s)."
         )
         return line if self.root is None else f"{line}\nroot {self.root}"
+
+    def _history(self) -> str:
+        rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
+        names = printable(", ".join(self.names)) or "no name moved"
+        return (
+            f"{self.target}: {self.commits:,} commits replayed ({self.known:,} were there), "
+            f"{self.keys:,} keys with {self.nbytes:,} bytes; {names}; in {self.seconds:.1f} s "
+            f"({rate:,.0f} MB/s)."
+        )
 
     __repr__ = __str__
 
@@ -101,6 +122,44 @@ def export(
     elif storage_options is not None:
         raise InvalidInputError(f"storage_options= are for URLs, and {target} is a path")
     return _export_to_path(contents, session, target, meter, overwrite=overwrite)
+
+
+def export_history(
+    objects: Objects,
+    target: Any,
+    *,
+    ref: object = None,
+    path: str = "",
+    overwrite: bool = False,
+    storage_options: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Replay the history into an Icechunk repository; see ``Repository.export_to``."""
+    from vzarr.icestorage import place_of
+    from vzarr.replay import replay
+
+    if path:
+        raise InvalidInputError(
+            f"path={path!r} is a part of a snapshot, and an Icechunk repository takes the whole "
+            "history: export the part to a directory or a zip file"
+        )
+    if ref is not None and not isinstance(ref, str):
+        raise InvalidInputError(f"ref= is a branch or a tag here, not {ref!r}")
+    meter = Meter(progress)
+    place = place_of(target, storage_options)
+    done = replay(objects, place, ref, meter, overwrite=overwrite)
+    return ExportReport(
+        target=place.label,
+        form="icechunk",
+        commit=done.newest,
+        path="",
+        keys=done.values,
+        nbytes=done.nbytes,
+        seconds=meter.seconds,
+        commits=done.commits,
+        known=done.known,
+        names=tuple(done.moved),
+    )
 
 
 def _export_to_path(
@@ -197,10 +256,10 @@ def _limits(form: Form, directory: str, target: str) -> Limits:
     """Say what keys the target can hold."""
     match form:
         case "directory":
-            names = os.pathconf(directory, "PC_NAME_MAX")
+            names, path = portable.name_limits(directory)
             # Absolute, with a NUL at the end. The draft's name may be longer than the target's.
-            most = os.pathconf(directory, "PC_PATH_MAX") - len(os.fsencode(target)) - names - 2
-            return Limits(_WORDS[form], names, most)
+            longest = max(len(os.fsencode(name)) for name in (target, draft_path(target)))
+            return Limits(_WORDS[form], names, path - longest - 2, file_names=True)
         case "car":
             return Limits(_WORDS[form], documents=INLINE)
         case _:
@@ -210,8 +269,7 @@ def _limits(form: Form, directory: str, target: str) -> Limits:
 def _require_room(contents: Contents, form: Form, directory: str) -> None:
     """Raise ``FullError`` if there is no room for an export in a directory."""
     needed = contents.nbytes + contents.count * _BYTES_BESIDE[form]
-    status = os.statvfs(directory)
-    free = status.f_bavail * status.f_frsize
+    free = portable.free_bytes(directory)
     if free < needed:
         raise FullError(
             f"the export takes some {needed:,} bytes, and {directory} has room for {free:,}: make "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from vzarr.errors import InvalidInputError
+from vzarr.printable import printable
 
 MARK = ".vzarr-import"
 """The key under which a session says what it is an import of; gone when that is committed."""
@@ -41,8 +42,16 @@ class ImportReport:
     consumed: bool
     """Whether the source was deleted."""
     seconds: float
+    commits: int | None = None
+    """Of a history: how many commits came; what is counted above is what they brought."""
+    known: int | None = None
+    """Of a history: how many of its commits were here before."""
+    names: tuple[str, ...] = ()
+    """Of a history: the branches and tags that were made or moved."""
 
     def __str__(self) -> str:
+        if self.commits is not None:
+            return self._history()
         what = f"{self.arrays:,} arrays, {self.groups:,} groups and {self.chunks:,} chunks"
         rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
         done = f"in {self.seconds:.1f} s ({rate:,.0f} MB/s)"
@@ -56,6 +65,15 @@ class ImportReport:
         return (
             f"{self.commit[:12]} on {self.branch}: {what} of {self.source}, {self.nbytes:,} bytes, "
             f"{self.new_bytes:,} of them new, {done}.{gone}"
+        )
+
+    def _history(self) -> str:
+        rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
+        names = printable(", ".join(self.names)) or "no name moved"
+        return (
+            f"{self.source}: {self.commits:,} commits taken over ({self.known:,} were here), "
+            f"{self.chunks:,} chunks, {self.nbytes:,} bytes, {self.new_bytes:,} of them new; "
+            f"{names}; in {self.seconds:.1f} s ({rate:,.0f} MB/s)."
         )
 
     __repr__ = __str__

@@ -35,7 +35,7 @@ from vzarr.session import Session
 from vzarr.unfinished import METADATA, Mark
 
 if TYPE_CHECKING:
-    from vzarr.repository import Repository
+    from vzarr.handle import Handle
 
 # A checkpoint waits for the disk; what was read since is read again after a kill.
 _CHECKPOINT_BYTES = 1 << 30
@@ -52,7 +52,7 @@ _GROUPS = {
 
 
 def import_from(
-    repository: Repository,
+    repository: Handle,
     objects: Objects,
     settings: Settings,
     source: Source,
@@ -80,7 +80,7 @@ class _Import:
 
     def __init__(
         self,
-        repository: Repository,
+        repository: Handle,
         objects: Objects,
         settings: Settings,
         source: Source,

@@ -15,9 +15,11 @@ from vzarr.datafile import os_error
 from vzarr.directories import DirectorySource
 from vzarr.errors import InvalidInputError, NotFoundError
 from vzarr.foreign import SnapshotSource, from_store, from_url
+from vzarr.icestorage import SCHEME, is_place, is_repository
 from vzarr.intake import Source
 
 if TYPE_CHECKING:
+    from vzarr.adoption import IceSource
     from vzarr.datasets import Kind
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+::?//|[A-Za-z0-9+.-]+::")
@@ -39,20 +41,23 @@ def open_source(
     ref: str | datetime | None = None,
     exclusive: bool = False,
     storage_options: Mapping[str, Any] | None = None,
-) -> Source:
+) -> Source | IceSource:
     """Open what is to be imported: a path, a URL, a store of zarr's, or a source that is open.
 
-    Nobody else may import a directory that is opened ``exclusive``.
+    An Icechunk repository without a ``ref`` is one with all of its history. Nobody else may import
+    a directory that is opened ``exclusive``.
 
     Raises ``NotFoundError``, ``InvalidInputError`` for what cannot be imported, ``BusyError``,
     ``StorageError``.
     """
+    if is_place(source):
+        return _open_icechunk(source, ref, storage_options, exclusive=exclusive)
     if isinstance(source, str | os.PathLike):
         return _open_path(os.fspath(source), ref, storage_options, exclusive=exclusive)
     if ref is not None:
         raise InvalidInputError("ref= is for a .vzarr file; of an open repository, take its store")
-    if hasattr(source, "survey"):
-        opened: Source = source
+    if hasattr(source, "survey") or hasattr(source, "theirs"):
+        opened: Source | IceSource = source
         return opened
     if hasattr(source, "list_prefix") and hasattr(source, "get"):
         return _of_store(source, exclusive=exclusive)
@@ -75,7 +80,7 @@ def _open_path(
     storage_options: Mapping[str, Any] | None,
     *,
     exclusive: bool,
-) -> Source:
+) -> Source | IceSource:
     if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidInputError(f"a source is a path or a URL, not {path!r}")
     if path.startswith("vzarr://"):
@@ -87,9 +92,35 @@ def _open_path(
     local = os.path.expanduser(path)
     if not os.path.exists(local):
         raise NotFoundError(f"there is nothing at {path} to import", name=path)
+    if os.path.isdir(local) and is_repository(local):
+        return _open_icechunk(SCHEME + local, ref, None, exclusive=exclusive)
     if os.path.isdir(local):
         return DirectorySource(local, exclusive=exclusive)
     return _open_file(local, ref)
+
+
+def _open_icechunk(
+    target: Any,
+    ref: str | datetime | None,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    exclusive: bool,
+) -> Source | IceSource:
+    """Open an Icechunk repository, or one snapshot of it."""
+    from vzarr.adoption import IceSource
+    from vzarr.icereading import store_at
+    from vzarr.icestorage import open_repository, place_of
+
+    place = place_of(target, storage_options)
+    if exclusive:
+        raise InvalidInputError(
+            f"{place.label} cannot be consumed: import it without consume=True, and delete it "
+            "yourself"
+        )
+    theirs = open_repository(place)
+    if ref is None:
+        return IceSource(theirs, place)
+    return from_store(store_at(theirs, place, ref), place.label)
 
 
 def _open_file(path: str, ref: str | datetime | None) -> Source:

@@ -11,16 +11,18 @@ import click
 
 import vzarr
 from vzarr.command import file_argument, no_branch, output, verb
-from vzarr.repository import DEFAULT_BRANCH
+from vzarr.handle import DEFAULT_BRANCH
 
 
 @verb(
     "vzarr import ocean.zarr ocean.vzarr",
     "vzarr import sst.nc ocean.vzarr --path sst --branch dev",
     "vzarr import ocean.zarr ocean.vzarr --consume",
+    "vzarr import icechunk:///data/ocean ocean.vzarr",
     keys="source path branch commit arrays groups chunks files nbytes new_bytes same skipped "
-    "resumed consumed seconds; commit is null if nothing differs, same counts values that were "
-    "there before, skipped keys that are not taken over",
+    "resumed consumed seconds commits known names[]; commit is null if nothing differs, same "
+    "counts values that were there before, skipped keys that are not taken over; of a history, "
+    "commits counts those that came, known those that were here, else they are null",
 )
 @click.argument("src")
 @file_argument
@@ -49,9 +51,15 @@ def import_(
     SRC is a path, or a URL of a Zarr if fsspec is installed. FILE is created if it is not there.
     Chunks of a Zarr are taken over byte for byte. If it is interrupted, the same command goes on
     where it was; if nothing has changed, it makes no commit.
+
+    An Icechunk repository, a directory or icechunk://s3://bucket/prefix (or gs://, az://), comes
+    with its history, all branches and tags; with --ref, one snapshot of it comes as one commit.
     """
+    from vzarr.icestorage import is_place, is_repository, silence
     from vzarr.sources import open_source
 
+    if is_place(src) or is_repository(src):
+        silence()
     out = output()
     with (
         closing(open_source(src, ref=ref, exclusive=consume)) as source,
@@ -89,7 +97,8 @@ def _made(file: str, branch: str) -> Iterator[None]:
     except BaseException:
         if vzarr.exists(file):
             with vzarr.open(file, "r") as repo:
-                saved = bool(repo.sessions())
+                # Of a history, what came is on a branch of its own.
+                saved = bool(repo.sessions()) or len(repo.branches) > 1
             if not saved:
                 vzarr.delete(file)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import zarr
 from zarr.storage import ZipStore
 
@@ -13,6 +14,7 @@ def test_export_writes_what_the_name_says(ocean, run_json, tmp_path):
     facts = run_json("export", ocean, tmp_path / "out.zarr")
     assert set(facts) == {
         *("target", "form", "commit", "path", "keys", "nbytes", "seconds", "root", "warnings"),
+        *("commits", "known", "names"),
     }
     assert zarr.open_array(tmp_path / "out.zarr", path="sst", mode="r")[2, 0] == 5
     assert run_json("export", ocean, tmp_path / "out.zip")["form"] == "zip"
@@ -51,3 +53,34 @@ def test_export_warns_of_large_blocks_in_a_line(ocean, spawn, tmp_path):
     (_, root, warning) = done.stdout.splitlines()
     assert root.startswith("root bafyrei")
     assert warning.startswith("warning: there are chunks of more than")
+
+
+def test_export_of_a_history_and_its_import(ocean, run, run_json, spawn, tmp_path):
+    pytest.importorskip("icechunk", minversion="2.3")
+    refused = run("export", ocean, f"icechunk://{tmp_path}/ice", code=1).stderr
+    assert "'sst/zarr.json' of commit" in refused
+    assert "NaN or Infinity" in refused
+    assert not (tmp_path / "ice").exists()
+    with vzarr.open(ocean) as repo:
+        for branch in repo.branches:
+            repo.branches.reset(branch, "v1.0")
+        with repo.transaction("dev", "warm") as store:
+            zarr.open_array(store, path="sst")[0] = 30
+    facts = run_json("export", ocean, f"icechunk://{tmp_path}/ice")
+    with vzarr.open(ocean, "r") as repo:
+        names = [*repo.branches, *repo.tags]
+        commits = {commit.id for name in names for commit in repo.log(name)}
+    assert (facts["form"], facts["known"], facts["names"]) == ("icechunk", 0, names)
+    assert facts["commits"] == len(commits)
+    # Without a word from Icechunk itself.
+    done = spawn("export", ocean, f"icechunk://{tmp_path}/ice")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"0 commits replayed ({len(commits)} were there)" in done.stdout
+    done = spawn("import", tmp_path / "ice", tmp_path / "back.vzarr")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{len(commits)} commits taken over (0 were here)" in done.stdout
+    with vzarr.open(ocean, "r") as repo, vzarr.open(tmp_path / "back.vzarr", "r") as back:
+        assert dict(repo.branches) == dict(back.branches)
+        assert repo.tags.details() == back.tags.details()
+    run("import", f"icechunk://{tmp_path}/nix", tmp_path / "new.vzarr", code=1)
+    assert not (tmp_path / "new.vzarr").exists()
