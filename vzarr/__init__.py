@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from vzarr.cloning import CloneReport, clone
     from vzarr.combine import MergePreview
     from vzarr.compaction import CompactReport
+    from vzarr.exchange import PullReport, TransferReport
     from vzarr.expiry import ExpireReport
     from vzarr.exporting import ExportReport
     from vzarr.findings import Problem, Report

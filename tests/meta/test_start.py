@@ -17,14 +17,17 @@ SELDOM = {
     "backup",
     "blame",
     "check",
+    "chunkmap",
     "combine",
     "compaction",
     "elements",
     "erasure",
     "expiry",
     "garbage",
+    "graphsvg",
     "inspection",
     "mending",
+    "notebook",
     "recovery",
     "redaction",
     "registration",
@@ -72,7 +75,9 @@ with vzarr.open(sys.argv[1], author="Test") as repo:
     assert not imported(program, str(file)) & (HEAVY | SELDOM)
 
 
-@pytest.mark.parametrize("verb", ["log", "branch", "tag", "status", "info"])
+@pytest.mark.parametrize(
+    "verb", ["log", "branch", "tag", "status", "info", "tree", "ls", "reflog", "sessions"]
+)
 def test_a_verb_imports_what_it_needs(file, verb):
     program = "import vzarr.cli\nvzarr.cli.main()"
     assert not imported(program, verb, str(file)) & {"asyncio", "numpy", "xarray", "zarr", *SELDOM}
