@@ -10,7 +10,6 @@ import getpass
 import os
 import shutil
 import socket
-import subprocess
 
 from vzarr import portable
 
@@ -29,6 +28,9 @@ def _git_author() -> str:
     git = shutil.which("git")
     if git is None:
         return ""
+    # Those who read only need no author, nor wait for this to be imported.
+    import subprocess
+
     command = [git, "config", "--get-regexp", r"^user\.(name|email)$"]
     try:
         output = subprocess.run(  # noqa: S603 - a fixed command of the user's own git

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -182,6 +181,8 @@ class Output:
         if not command:
             yield
             return
+        import subprocess
+
         # As git has less: leave if all fits on the screen, show colours, keep the screen.
         environment = {"LESS": "FRX", "LV": "-c", **os.environ}
         encoding = sys.stdout.encoding

@@ -11,7 +11,7 @@ import pytest
 import vzarr
 
 # Half a second of imports for zarr, a tenth for numpy, some hundredths for each of the others.
-HEAVY = {"asyncio", "click", "numpy", "rich", "xarray", "zarr"}
+HEAVY = {"asyncio", "click", "numpy", "rich", "subprocess", "xarray", "zarr"}
 # What is done now and then, and what it needs.
 SELDOM = {
     "backup",
