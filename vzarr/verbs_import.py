@@ -97,8 +97,11 @@ def _made(file: str, branch: str) -> Iterator[None]:
     except BaseException:
         if vzarr.exists(file):
             with vzarr.open(file, "r") as repo:
-                # Of a history, what came is on a branch of its own.
-                saved = bool(repo.sessions()) or len(repo.branches) > 1
-            if not saved:
+                # A commit beside the first one is somebody's data: ours, of which only the end
+                # failed, or another process's. Of a history, what came is on its own branch.
+                facts = repo.info()
+                counts = facts.commits, facts.branches, facts.tags
+                empty = counts == (1, 1, 0) and not repo.sessions()
+            if empty:
                 vzarr.delete(file)
         raise

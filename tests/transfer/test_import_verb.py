@@ -17,7 +17,9 @@ from click.testing import CliRunner, Result
 import vzarr
 from tests.transfer.sources import files_of, values_of
 from vzarr.cli import commands
+from vzarr.directories import DirectorySource
 from vzarr.output import scaled
+from vzarr.verbs_import import _made
 
 
 def run(*arguments: str | Path) -> Result:
@@ -72,6 +74,31 @@ def test_consume(source, path):
     assert not source.exists()
     with vzarr.open(path) as repo:
         assert values_of(repo) == whole
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError(13, "no"), MemoryError])
+def test_a_new_file_stays_once_it_has_the_data(source, path, monkeypatch, error):
+    whole = files_of(source)
+    remove = DirectorySource.remove
+
+    def removed(*arguments):
+        remove(*arguments)
+        raise error
+
+    monkeypatch.setattr(DirectorySource, "remove", removed)
+    assert run(source, path, "--consume").exit_code != 0
+    assert not source.exists()
+    with vzarr.open(path, "r") as repo:
+        assert values_of(repo) == whole
+
+
+def test_a_new_file_stays_if_another_process_wrote_to_it(path):
+    with pytest.raises(ValueError, match="of ours"), _made(str(path), "main"):
+        with vzarr.open(path) as repo:
+            repo.session("main").commit("theirs", allow_empty=True)
+        raise ValueError("of ours")
+    with vzarr.open(path, "r") as repo:
+        assert repo.show("main").message == "theirs"
 
 
 @pytest.mark.parametrize("what", ["missing", "no zarr", "half-written", "no branch"])
