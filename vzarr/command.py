@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import click
@@ -180,7 +181,27 @@ strategy_option = click.option(
     help="Whose value to take in a conflict: the branch's, or the other's.  [default: fail]",
 )
 
-_INDEX = re.compile(r"(?P<index>-?\d+)|(?P<start>-?\d+)?:(?P<stop>-?\d+)?|(?P<rest>\.\.\.)")
+_DAYS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def moment(_: click.Context, parameter: click.Parameter, text: str | None) -> datetime | None:
+    """Read a number of days before now, or a date; without a zone it is local time."""
+    if text is None:
+        return None
+    try:
+        if _DAYS.fullmatch(text):
+            return datetime.now(UTC) - timedelta(days=float(text))
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{text!r} is no number of days and no ISO 8601 date, such as 2026-03-01.",
+            param=parameter,
+        ) from error
+
+
+_INDEX = re.compile(
+    r"(?P<index>-?\d{1,19})|(?P<start>-?\d{1,19})?:(?P<stop>-?\d{1,19})?|(?P<rest>\.\.\.)"
+)
 
 
 def parse_region(text: str, option: str = "--region") -> tuple[Any, ...]:

@@ -17,8 +17,8 @@ _VARIABLE = "_VZARR_COMPLETE"
 # Nobody chooses among more.
 _MAX_ITEMS = 2000
 
-_COMMITS = {"ref", "old", "new", "at", "to", "expected", "since", "commit", "good", "bad"}
-_BRANCHES = {"branch", "into", "onto", "on", "reset", "reflog"}
+_COMMITS = {"ref", "refs", "old", "new", "at", "to", "expected", "since", "commit", "good", "bad"}
+_BRANCHES = {"branch", "branches", "into", "onto", "on", "reset", "reflog", "delete"}
 _NODES = {"path", "source"}
 
 
@@ -65,10 +65,16 @@ def complete_names(commands: click.Group) -> None:
     branches = _Named(lambda repo, _: repo.branches)
     kinds = {**dict.fromkeys(_COMMITS, commits), **dict.fromkeys(_BRANCHES, branches)}
     kinds |= dict.fromkeys(_NODES, _Named(_nodes))
+    tags = _Named(lambda repo, _: repo.tags)
     for command in commands.commands.values():
         for parameter in command.params:
-            # One that is a file, a number or a choice has its own.
-            if parameter.name in kinds and parameter.type is click.STRING:
+            # One that is a file, a number or a choice has its own; a date is none of the file's.
+            if parameter.type is not click.STRING or parameter.callback is not None:
+                continue
+            if (command.name, parameter.name) == ("tag", "delete"):
+                parameter.type = tags
+            # The REF of what is imported is the source's.
+            elif parameter.name in kinds and (command.name, parameter.name) != ("import", "ref"):
                 parameter.type = kinds[parameter.name]
 
 

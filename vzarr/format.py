@@ -21,7 +21,7 @@ import msgpack
 from blake3 import blake3
 from xxhash import xxh3_128_digest
 
-from vzarr.errors import CorruptError
+from vzarr.errors import CorruptError, InvalidInputError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -146,8 +146,14 @@ _LAST_TIME = 253_402_300_799_999_999
 
 
 def to_microseconds(time: datetime) -> int:
-    """Microseconds since 1970-01-01 UTC; a time without a zone is local time."""
-    return (time.astimezone(UTC) - _EPOCH) // _MICROSECOND
+    """Microseconds since 1970-01-01 UTC; a time without a zone is local time.
+
+    Raises ``InvalidInputError`` for one that is none in UTC, at either end of the calendar.
+    """
+    try:
+        return (time.astimezone(UTC) - _EPOCH) // _MICROSECOND
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(f"{time.isoformat()} is beyond the calendar in UTC") from error
 
 
 def from_microseconds(time: int) -> datetime:

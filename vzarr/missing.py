@@ -11,6 +11,7 @@ import base64
 import binascii
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,8 +57,9 @@ def find_missing(values: NDArray[Any], marked: tuple[float, ...]) -> NDArray[np.
     missing = np.isnan(values) if kind == "f" else np.zeros(values.shape, dtype=bool)
     for marker in marked:
         if kind == "f":
-            # 1e20 is written as a double, and stored as the nearest number that the dtype has.
-            with np.errstate(over="ignore"):
+            # 1e20 is written as a double, and stored as the nearest number that the dtype has. An
+            # integer may be beyond all of them.
+            with np.errstate(over="ignore"), suppress(OverflowError):
                 missing |= values == values.dtype.type(marker)
         elif kind in "iu":
             missing |= values == marker

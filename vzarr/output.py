@@ -204,6 +204,10 @@ class Output:
                 self._pager, self._console = None, PlainConsole()
                 with suppress(BrokenPipeError):
                     pager.stdin.close()
+                # Ctrl-C is the pager's own: the terminal is its until it is left.
+                while pager.returncode is None:
+                    with suppress(KeyboardInterrupt):
+                        pager.wait()
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ memory, or run code, is refused. Those that are not stored are known without rea
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, product
@@ -102,6 +103,8 @@ class Sampler:
             raise InvalidInputError(f"{self.path or '/'!r} is a group, and this is for arrays")
         if node.array.grid is None:
             raise InvalidInputError(f"{self.path!r} has chunks in a grid that vzarr cannot read")
+        if any(length > sys.maxsize for length in node.array.shape):
+            raise InvalidInputError(f"{self.path!r} has an axis too long to be looked at")
         self.array = node.array
         self.attributes = node.attributes
         documents = {name: hierarchy.read(blob) for name, blob in entry.documents.items()}

@@ -131,6 +131,8 @@ def diff(
     """
     out = output()
     if new is None:
+        if "..." in old:
+            raise click.UsageError("OLD...NEW is not understood; give OLD..NEW.")
         old, _, new = old.partition("..")
     old, new = old or "main", new or "main"
     with open_file(file) as repo, paged(out):

@@ -87,7 +87,8 @@ def reflog(file: str, branch: str) -> None:
     """List every move of a branch, newest first.
 
     BRANCH is main if it is not given, and may be one that was deleted. What it was at can be had
-    back: vzarr branch FILE --reset BRANCH --to ID.
+    back: vzarr branch FILE --reset BRANCH --to ID, or vzarr branch FILE BRANCH --at ID if it was
+    deleted.
     """
     list_moves(file, branch)
 

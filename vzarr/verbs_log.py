@@ -6,13 +6,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
 import click
 
-from vzarr.command import file_argument, open_file, output, paged, verb
+from vzarr.command import file_argument, moment, open_file, output, paged, verb
 from vzarr.facts import COMMIT_KEYS, Names
 from vzarr.graph import Cell as GraphCell
 from vzarr.graph import Style, children_first, draw, layout
@@ -22,25 +22,8 @@ from vzarr.printable import printable
 from vzarr.repository import Repository
 
 _COLOURS = ("red", "green", "yellow", "blue", "magenta", "cyan")
-_DAYS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _Line = Sequence[Cell]
 _Test = Callable[[Commit], bool]
-
-
-def _moment(_: click.Context, parameter: click.Parameter, text: str | None) -> datetime | None:
-    """Read a number of days before now, or a date."""
-    if text is None:
-        return None
-    try:
-        if _DAYS.fullmatch(text):
-            return datetime.now(UTC) - timedelta(days=float(text))
-        found = datetime.fromisoformat(text)
-    except (ValueError, OverflowError) as error:
-        raise click.BadParameter(
-            f"{text!r} is no number of days and no ISO 8601 date, such as 2026-03-01.",
-            param=parameter,
-        ) from error
-    return found.astimezone(UTC)
 
 
 def _pattern(
@@ -70,10 +53,10 @@ def _pattern(
 )
 @click.option("--path", metavar="PATH", help="Only commits that changed this group or array.")
 @click.option(
-    "--since", "--after", callback=_moment, metavar="DATE|DAYS", help="Only commits after that."
+    "--since", "--after", callback=moment, metavar="DATE|DAYS", help="Only commits after that."
 )
 @click.option(
-    "--until", "--before", callback=_moment, metavar="DATE|DAYS", help="Only commits before that."
+    "--until", "--before", callback=moment, metavar="DATE|DAYS", help="Only commits before that."
 )
 @click.option(
     "--author", callback=_pattern, metavar="REGEX", help="Only commits of such an author."

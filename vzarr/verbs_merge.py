@@ -58,7 +58,7 @@ def merge(
         before, other = repo.branches[into], repo.show(ref).id
         with out.waiting("merge"):
             commit = repo.merge(ref, into, message, strategy, no_ff=no_ff)
-    settled = {before: "up to date", other: "fast-forward"}
+    settled = {other: "fast-forward", before: "up to date"}
     kind = settled.get(commit, "merge")
     out.document({"kind": kind, "ref": ref, "into": into, "commit": commit})
     if commit == before:

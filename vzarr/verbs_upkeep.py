@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Literal
 
 import click
 
-from vzarr.command import file_argument, open_file, output, verb
+from vzarr.command import file_argument, moment, open_file, output, verb
 from vzarr.output import BRANCH, spell_time
 
 _STATES = {True: "alive", False: "dead", None: "elsewhere"}
-_DAYS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 @verb(
@@ -73,21 +71,6 @@ def gc(file: str, dry_run: bool) -> None:
     out.line(str(report))
 
 
-def _age(_: click.Context, parameter: click.Parameter, text: str | None) -> object:
-    """Read days or a date."""
-    if text is None:
-        return None
-    try:
-        if _DAYS.fullmatch(text):
-            return timedelta(days=float(text))
-        return datetime.fromisoformat(text)
-    except (ValueError, OverflowError) as error:
-        raise click.BadParameter(
-            f"{text!r} is no number of days and no ISO 8601 date, such as 2026-03-01.",
-            param=parameter,
-        ) from error
-
-
 @verb(
     "vzarr expire ocean.vzarr --older-than 30",
     "vzarr expire ocean.vzarr --older-than 2026-03-01 --keep-last 10 --branch main",
@@ -98,7 +81,7 @@ def _age(_: click.Context, parameter: click.Parameter, text: str | None) -> obje
 @click.option(
     "--older-than",
     metavar="DAYS|DATE",
-    callback=_age,
+    callback=moment,
     help="Remove entries that are older.  [default: all]",
 )
 @click.option(

@@ -208,6 +208,11 @@ def cat(file: str, path: str, ref: str, region: str | None, raw: bool) -> None:
     are stored. On a terminal numpy leaves out the middle of many values; in a pipe all are there.
     """
     out = output()
+    if raw and out.as_json:
+        raise click.UsageError("--raw and --json do not go together.")
+    if raw and out.is_terminal:
+        # A stranger's bytes are not to command the terminal.
+        raise InvalidInputError("--raw gives bytes, no text: pipe them, or write them to a file")
     path = path.strip("/")
     with open_file(file) as repo:
         session = repo.session(ref)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -70,7 +71,10 @@ def select(shape: Sequence[int], index: Sequence[Any] = (), most: int = 2) -> Se
     ``InvalidInputError`` for what does not fit.
     """
     parts = list(index)
-    if sum(part is ... for part in parts) == 0:
+    ellipses = sum(part is ... for part in parts)
+    if ellipses > 1:
+        raise InvalidInputError("the index has more than one ellipsis (...)")
+    if not ellipses:
         parts.append(...)
     where = parts.index(...)
     parts[where : where + 1] = [slice(None)] * (len(shape) + 1 - len(parts))
@@ -156,7 +160,9 @@ def _numbers(values: NDArray[Any], sampler: Sampler) -> NDArray[np.float64]:
     for name, apply in (("scale_factor", np.multiply), ("add_offset", np.add)):
         number = sampler.attributes.get(name)
         if isinstance(number, int | float) and not isinstance(number, bool):
-            numbers = apply(numbers, number)
+            # A stranger may have written an integer that no float holds.
+            with suppress(OverflowError), np.errstate(all="ignore"):
+                numbers = apply(numbers, float(number))
     return numbers
 
 
@@ -176,10 +182,11 @@ def jsonable(values: NDArray[Any]) -> Any:
             return np.stack([values.real, values.imag], axis=-1).tolist()
         case "S":
             return np.char.decode(values, "ascii", "backslashreplace").tolist()
-        case "M" | "m" | "V":
+        case "M" | "m" | "O":
             return values.astype(str).tolist()
-        case "O":
-            return values.astype(str).tolist()
+        case "V":
+            texts = [str(value) for value in values.ravel().tolist()]
+            return np.array(texts, dtype=object).reshape(values.shape).tolist()
     return values.tolist()
 
 

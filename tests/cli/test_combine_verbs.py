@@ -56,6 +56,7 @@ def test_merge_json(ocean, run_json):
     assert facts == {"kind": "merge", "ref": "dev", "into": "main", "commit": head(ocean)}
     assert run_json("merge", ocean, "dev")["kind"] == "up to date"
     assert run_json("merge", ocean, "main", "--into", "dev")["kind"] == "fast-forward"
+    assert run_json("merge", ocean, "main", "--into", "dev")["kind"] == "up to date"
 
 
 def test_merge_dry_run(parted, run, run_json):

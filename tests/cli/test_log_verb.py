@@ -112,7 +112,9 @@ def test_by_time(merged, run, run_json):
     # Without a zone it is local time.
     local = (two + timedelta(microseconds=1)).astimezone().replace(tzinfo=None)
     assert len(run_json("log", merged, "--until", local.isoformat())["commits"]) == 3
-    assert "ISO 8601" in run("log", merged, "--since", "yesterday", code=2).stderr
+    for text in ("yesterday", "0001-01-01"):
+        assert "ISO 8601" in run("log", merged, "--since", text, code=2).stderr
+    assert "beyond the calendar" in run("show", merged, "main@{0001-01-01}", code=1).stderr
 
 
 @pytest.fixture

@@ -298,8 +298,53 @@ def test_a_terminal_is_not_commanded(path, tmp_path):
         zarr.create_array(
             store, name="n", shape=(2, 2), dtype="f4", attributes={"units": "\x1b[31m\x07"}
         )[:] = 1
-    code, text = on_terminal("cat", path, "a/b", cwd=tmp_path)
-    assert code == 1
+    for arguments in (["a/b"], ["a/b", "--raw"], ["n", "--raw"]):
+        code, text = on_terminal("cat", path, *arguments, cwd=tmp_path)
+        assert code == 1
+        assert "pipe them" in text
+        assert "\x1b]" not in text
     for arguments in (["cat", path, "a/x.json"], ["view", path, "n"]):
         _, text = on_terminal(*arguments, cwd=tmp_path)
         assert "\x07" not in text
+
+
+RECORDS = np.array([[(1, 2.5)], [(3, 4.5)]], dtype=[("a", "<i4"), ("b", "<f8")])
+
+
+@pytest.mark.filterwarnings(ISSUES)
+def test_records_as_json(path, run_json):
+    with vzarr.open(path) as repo, repo.transaction("main", "make") as store:
+        made = zarr.create_array(store, name="a", shape=(2, 1), dtype=RECORDS.dtype)
+        made[:] = RECORDS
+    assert run_json("cat", path, "a")["values"] == [["(1, 2.5)"], ["(3, 4.5)"]]
+
+
+@pytest.mark.parametrize("name", ["missing_value", "_FillValue", "scale_factor", "add_offset"])
+def test_attributes_beyond_all_numbers(path, run, name):
+    with vzarr.open(path) as repo:
+        with repo.transaction("main", "make") as store:
+            zarr.create_array(store, name="a", shape=(4,), dtype="f4")[:] = 1
+        with repo.transaction("main", "mark") as store:
+            array = zarr.open_array(store, path="a")
+            array.attrs[name] = 10**400
+            array[:2] = 2
+    assert run("view", path, "a").stdout
+    assert "2 of 4 changed" in run("diff", path, "main~1", "main").stdout
+
+
+@pytest.mark.parametrize("option", [("cat", "--region"), ("view", "--index")])
+def test_indexes_that_are_none(ocean, run, option):
+    verb, name = option
+    assert "one ellipsis" in run(verb, ocean, "sst", name, "...,...", code=1).stderr
+    assert "is no index" in run(verb, ocean, "sst", name, "9" * 30, code=2).stderr
+
+
+def test_an_axis_beyond_the_machine(path, run):
+    with vzarr.open(path) as repo, repo.transaction("main", "make") as store:
+        zarr.create_array(store, name="a", shape=(2**64,), chunks=(2**60,), dtype="i1")
+    for verb in ("cat", "view"):
+        assert "too long" in run(verb, path, "a", code=1).stderr
+
+
+def test_raw_is_no_json(ocean, run):
+    assert "do not go together" in run("cat", ocean, "sst", "--raw", "--json", code=2).stderr
