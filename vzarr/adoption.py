@@ -7,7 +7,7 @@ a later run finds them after a kill; at the end one txn moves the names and dele
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
@@ -29,7 +29,7 @@ from vzarr.format import (
 )
 from vzarr.hierarchy import Hierarchy
 from vzarr.history import now
-from vzarr.icecommits import HELPERS, TAGS, Origin, adopt, note_snapshot, origin, snapshot_of
+from vzarr.icecommits import Origin, adopt, is_helper, note_snapshot, origin, snapshot_of, tag_of
 from vzarr.icereading import News, Snapshot
 from vzarr.icestorage import Place, errors
 from vzarr.imported import Counts, ImportReport, Options
@@ -44,6 +44,8 @@ from vzarr.unfinished import branch_of
 
 if TYPE_CHECKING:
     import icechunk
+
+_DEFAULT_BRANCH = "main"
 
 
 @final
@@ -73,6 +75,7 @@ def adopt_history(
         (options.message, "message="),
         (options.author, "author="),
         (dict(options.metadata), "metadata="),
+        (options.branch != _DEFAULT_BRANCH, "branch="),
     ):
         if given:
             raise InvalidInputError(
@@ -185,16 +188,18 @@ class _Adoption:
         self._heads = [
             (kind, name, head)
             for kind, name, head in self._heads
-            if kind == "tag" or not (head == self._first or name.startswith(HELPERS))
+            if kind == "tag" or not (head == self._first or is_helper(name))
         ]
 
     def _parents(self, snapshot: str) -> list[str]:
         """List the snapshots that become the parents of a snapshot's commit."""
-        known = self._origins.get(snapshot)
+        known, parent = self._origins.get(snapshot), self._infos[snapshot].parent_id
         if known is not None:
-            found = (self._by_origin.get(parent) for parent in known.record.parents)
-            return [parent for parent in found if parent is not None]
-        parent = self._infos[snapshot].parent_id
+            found = [self._by_origin.get(commit) for commit in known.record.parents]
+            if found and found[0] is None and parent in self._infos and parent not in self._origins:
+                # A snapshot of somebody else's, which ours was made on top of.
+                found[0] = parent
+            return [each for each in found if each is not None]
         return [parent] if parent in self._infos else []
 
     def _order(self) -> list[str]:
@@ -256,7 +261,7 @@ class _Adoption:
         parents = tuple(self._commits[parent] for parent in self._parents(snapshot))
         known, info = self._origins.get(snapshot), self._infos[snapshot]
         if known is None:
-            return replace(adopt(info, parents), root=root)
+            return note_snapshot(replace(adopt(info, parents), root=root), info.id)
         record = replace(known.record, parents=parents, root=root)
         if commit_digest(encode_commit(record)) == known.commit:
             return record
@@ -314,11 +319,14 @@ class _Adoption:
             session.delete_below(path)
         arrays = set()
         for key, data in reader.documents(news.documents):
-            self._store(session, require_key(key, self._place.label), data)
-            path = key.rpartition("/")[0]
-            node = session.hierarchy.node(path)
-            if node is not None and node.array is not None:
+            path = require_key(key, self._place.label).rpartition("/")[0]
+            before = _shape(session, path)
+            self._store(session, key, data)
+            after = _shape(session, path)
+            if after is not None:
                 arrays.add(path)
+                if before is not None and before != after:
+                    _drop_outside(session, path)
         self._arrays |= arrays
         self._groups |= news.documents - arrays
         for path in sorted(news.whole & arrays):
@@ -381,6 +389,7 @@ class _Adoption:
             brought,
             force=self._options.overwrite,
             keep_tags=False,
+            keep_ahead=True,
             why=f"import: {self._place.label}",
         )
         try:
@@ -397,29 +406,15 @@ class _Adoption:
 
     def _ref(self, kind: str, name: str, head: str) -> Ref:
         commit = self._commits[head]
-        if kind == "branch":
-            # Ours may be ahead: then it stays.
-            with self._environment.read() as txn:
-                here = refs.find_head(txn, name)
-            if here is not None and history.is_ancestor(self._environment, commit, here):
-                return Ref(kind, name, here)
-            return Ref(kind, name, commit)
-        return Ref(kind, name, commit, self._tag(name, commit))
+        tag = self._tag(name, commit) if kind == "tag" else None
+        return Ref(kind, name, commit, tag)
 
     def _tag(self, name: str, commit: Digest) -> TagRecord:
         """Make a tag; Icechunk's own say nothing of who made them, and when."""
         record = history.get(self._environment, commit)
-        found: Any = self._theirs.get_metadata().get(TAGS)
-        about: Any = found.get(name) if isinstance(found, Mapping) else None
-        if not isinstance(about, Mapping):
-            about = {}
-        message, author, time = about.get("message"), about.get("author"), about.get("time")
-        return TagRecord(
-            commit,
-            message if isinstance(message, str) else "",
-            author if isinstance(author, str) else record.author,
-            time if type(time) is int else record.time,
-        )
+        # Format 1 of Icechunk has no metadata of a repository.
+        told = self._theirs.get_metadata() if int(self._theirs.spec_version) > 1 else {}
+        return tag_of(told, name, commit, record)
 
     def _finish(self, txn: Txn) -> None:
         """Delete the helper branch with its reflog: names hold what it held."""
@@ -457,6 +452,28 @@ class _Gathered:
     def finish(self, move: Callable[[Txn], Any]) -> Any:
         """Move the names."""
         return self._adoption.write(move)
+
+
+def _shape(session: Session, path: str) -> tuple[object, ...] | None:
+    """Give the shape and the chunks of an array; None for what is none."""
+    node = session.hierarchy.node(path)
+    return None if node is None or node.array is None else (node.array.shape, node.array.grid)
+
+
+def _drop_outside(session: Session, path: str) -> None:
+    """Delete chunks outside of an array's shape: Icechunk drops them, and does not tell. O(chunks).
+
+    Where the shape was made smaller by way of the document, nobody else has deleted them.
+    """
+    node, base = session.hierarchy.node(path), _chunk_key(path, ())
+    if node is None or node.array is None or node.array.grid is None:
+        return
+    for key in list(session.keys(base)):
+        names = key.removeprefix(base).strip("/").split("/")
+        # Other keys may be below it, of groups that somebody put there.
+        is_chunk = all(name.isdecimal() for name in names)
+        if is_chunk and node.array.region(tuple(map(int, names))) is None:
+            session.delete(key)
 
 
 def _to(root: Entry) -> Callable[[Any, Entry], Entry]:

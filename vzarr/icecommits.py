@@ -7,6 +7,7 @@ told from others, and becomes the same commit again. A commit that was a snapsho
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +18,9 @@ from vzarr.format import (
     DIGEST_BYTES,
     CommitRecord,
     Digest,
+    TagRecord,
     encode_commit,
+    encode_tag,
     from_microseconds,
     to_microseconds,
 )
@@ -30,8 +33,9 @@ _OURS = "vzarr"
 _THEIRS = "icechunk"
 TAGS = "vzarr-tags"
 """The key in a repository's metadata for what its tags cannot hold: who, when and why."""
-HELPERS = "vzarr/"
-"""The beginning of the names of branches that hold what has no other name there."""
+_HELPERS = "vzarr/"
+_HELPER_DIGITS = 12
+_HELPER = re.compile(rf"{_HELPERS}[0-9a-f]{{{_HELPER_DIGITS}}}")
 _AUTHOR_KEYS = ("author", "author_name")
 _UNKNOWN_AUTHOR = "Icechunk"
 
@@ -43,6 +47,16 @@ class Origin:
 
     commit: Digest
     record: CommitRecord
+
+
+def helper_of(commit: Digest) -> str:
+    """Name the branch that holds a commit there which has no other name."""
+    return _HELPERS + commit.hex()[:_HELPER_DIGITS]
+
+
+def is_helper(branch: str) -> bool:
+    """Whether a branch has a name that ``helper_of`` gives; others may begin in the same way."""
+    return _HELPER.fullmatch(branch) is not None
 
 
 def describe(commit: Digest, record: CommitRecord) -> dict[str, Any]:
@@ -58,6 +72,32 @@ def describe(commit: Digest, record: CommitRecord) -> dict[str, Any]:
     return {"author": record.author, "time": time, _OURS: ours}
 
 
+def describe_tag(tag: TagRecord) -> dict[str, Any]:
+    """Make what a repository's metadata say of a tag."""
+    return {"message": tag.message, "author": tag.author, "time": tag.time}
+
+
+def tag_of(metadata: Mapping[str, Any], name: str, commit: Digest, of: CommitRecord) -> TagRecord:
+    """Make a tag of what a repository's metadata say of it; the rest is as the commit has it."""
+    tags: Any = metadata.get(TAGS)
+    about: Any = tags.get(name) if isinstance(tags, Mapping) else None
+    if not isinstance(about, Mapping):
+        about = {}
+    message, author, time = about.get("message"), about.get("author"), about.get("time")
+    tag = TagRecord(
+        commit,
+        message if isinstance(message, str) else "",
+        author if isinstance(author, str) else of.author,
+        time if type(time) is int else of.time,
+    )
+    try:
+        encode_tag(tag)
+    except (AssertionError, ValueError, OverflowError):
+        # Anybody may have written there what no tag can hold.
+        return TagRecord(commit, "", of.author, of.time)
+    return tag
+
+
 def origin(snapshot: icechunk.SnapshotInfo) -> Origin | None:
     """Read which commit a snapshot was; None for what was none, or does not say it rightly."""
     metadata = snapshot.metadata
@@ -65,13 +105,16 @@ def origin(snapshot: icechunk.SnapshotInfo) -> Origin | None:
     if not isinstance(ours, Mapping):
         return None
     try:
+        said = json.loads(ours["metadata"])
+        if not isinstance(said, dict):
+            return None
         record = CommitRecord(
             parents=tuple(_digest(parent) for parent in ours["parents"]),
             root=_digest(ours["root"]),
             author=metadata["author"],
             time=to_microseconds(datetime.fromisoformat(metadata["time"])),
             message=snapshot.message,
-            metadata=json.loads(ours["metadata"]),
+            metadata=said,
         )
         encode_commit(record)
         return Origin(_digest(ours["commit"]), record)
@@ -87,7 +130,7 @@ def _digest(text: Any) -> Digest:
 
 
 def adopt(snapshot: icechunk.SnapshotInfo, parents: tuple[Digest, ...]) -> CommitRecord:
-    """Make a commit of somebody else's snapshot; its root is for the caller to fill in.
+    """Make a commit of somebody else's snapshot; its root and note are for the caller to fill in.
 
     The same for the same snapshot, wherever and whenever it is made.
     """
@@ -98,7 +141,7 @@ def adopt(snapshot: icechunk.SnapshotInfo, parents: tuple[Digest, ...]) -> Commi
         metadata = json.loads(json.dumps(check_metadata(theirs), sort_keys=True))
     except VzarrError:
         metadata = {}
-    record = CommitRecord(
+    return CommitRecord(
         parents=parents,
         root=Digest(bytes(DIGEST_BYTES)),
         author=author or _UNKNOWN_AUTHOR,
@@ -106,23 +149,25 @@ def adopt(snapshot: icechunk.SnapshotInfo, parents: tuple[Digest, ...]) -> Commi
         message=snapshot.message,
         metadata=metadata,
     )
-    return note_snapshot(record, snapshot.id)
 
 
 def note_snapshot(record: CommitRecord, snapshot: str) -> CommitRecord:
-    """Say in a commit's metadata of which snapshot it was made."""
-    return replace(record, metadata={**record.metadata, _THEIRS: {"snapshot": snapshot}})
+    """Say in a commit's metadata of which snapshot it was made, and with which root.
+
+    So a copy of it that an amend or a redact makes of other data is known for another.
+    """
+    note = {"snapshot": snapshot, "root": record.root.hex()}
+    return replace(record, metadata={**record.metadata, _THEIRS: note})
 
 
 def is_made_of(record: CommitRecord, snapshot: icechunk.SnapshotInfo) -> bool:
-    """Whether a commit says that it is a snapshot's, and is; an amended one says so, too."""
+    """Whether a commit says that it is a snapshot's, and is; a changed one says so, too."""
+    note: Any = record.metadata.get(_THEIRS)
+    if snapshot_of(record) != snapshot.id or note.get("root") != record.root.hex():
+        return False
     known = origin(snapshot)
     made = adopt(snapshot, ()) if known is None else known.record
-    return snapshot_of(record) == snapshot.id and (record.author, record.time, record.message) == (
-        made.author,
-        made.time,
-        made.message,
-    )
+    return (record.author, record.time, record.message) == (made.author, made.time, made.message)
 
 
 def _is_text(value: object) -> bool:

@@ -116,7 +116,11 @@ def _place_of_storage(module: Any, target: Any, storage_options: object) -> Plac
 
 def _bucket(kind: str, url: str, storage_options: Mapping[str, Any]) -> icechunk.Storage:
     module = _icechunk()
-    parts = urlsplit(url)
+    try:
+        # A # is a character of a prefix as others are.
+        parts = urlsplit(url, allow_fragments=False)
+    except ValueError as error:
+        raise InvalidInputError(f"{SCHEME}{url.partition('?')[0]} is no URL: {error}") from error
     options: dict[str, Any] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in _OPTIONS[kind]:

@@ -78,17 +78,20 @@ class Mover:
         *,
         force: bool,
         keep_tags: bool,
+        keep_ahead: bool = False,
         why: str,
     ) -> None:
         """With ``force``, branches go wherever they are told, and tags too.
 
-        With ``keep_tags``, a tag that exists stays, and is no error.
+        With ``keep_tags``, a tag that exists stays, and is no error. With ``keep_ahead``, a branch
+        that descends from where it is to go stays, whenever it came there.
         """
         self._environment = environment
         self._settings = settings
         self._reception = reception
         self._force = force
         self._keep_tags = keep_tags
+        self._keep_ahead = keep_ahead
         self._why = why
 
     def move(
@@ -159,6 +162,8 @@ class Mover:
                     "name, or --force",
                     name=ref.name,
                 )
+        elif self._keep_ahead and self._reception.descends(old, new):
+            new, how = old, "up to date"
         elif self._reception.descends(new, old) or is_blank(self._environment, old):
             how = "fast-forward"
         elif self._force:

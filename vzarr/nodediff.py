@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import final
 
 from vzarr.btree import Tree
+from vzarr.errors import InvalidInputError
 from vzarr.format import (
     EMPTY_ENTRY,
+    MAX_DEPTH,
     Blob,
     Entry,
     blob_measure,
@@ -27,6 +29,14 @@ from vzarr.metadata import node_metadata
 from vzarr.objects import Store
 
 DOCUMENT = "zarr.json"
+MAX_MEMBERS = 500_000
+"""As many nodes of a commit may differ from its parent's. Groups that share their members can make
+billions of a few kilobytes."""
+# After so many, all are counted before the rest is listed.
+_UNCOUNTED = 5_000
+
+
+_Pair = tuple[bytes | None, bytes | None]
 
 
 @final
@@ -51,19 +61,50 @@ class NodeDiffs:
         self._directories = Tree(store, entry_measure)
         self._indexes = Tree(store, blob_measure)
 
-    def nodes(self, old: Entry, new: Entry, path: str = "") -> Iterator[NodeDiff]:
-        """List the nodes that differ, parents first. Lazy. O(changed nodes · depth)."""
+    def nodes(self, old: Entry, new: Entry) -> Iterator[NodeDiff]:
+        """List the nodes that differ, parents first. Lazy. O(changed nodes · depth).
+
+        Raises ``InvalidInputError`` for more than ``MAX_MEMBERS``, soon.
+        """
+        for seen, pair in enumerate(self._walk(old, new, "")):
+            if seen == _UNCOUNTED and self._count(old, new, {}, 0) > MAX_MEMBERS:
+                raise InvalidInputError(
+                    f"more than {MAX_MEMBERS:,} groups, arrays and files differ between a commit "
+                    "and its parent, which are too many to replay"
+                )
+            if pair is not None:
+                yield pair
+
+    def _walk(self, old: Entry, new: Entry, path: str) -> Iterator[NodeDiff | None]:
+        """List the nodes that differ, and None for each that differs only in what is below it."""
         if old == new:
             return
-        gone = DOCUMENT in old.documents and not self._goes_on(old, new)
+        gone = self._is_gone(old, new)
         if gone:
             yield NodeDiff(path, True, EMPTY_ENTRY, new)
             old = EMPTY_ENTRY
-        elif _own(old) != _own(new):
-            yield NodeDiff(path, False, old, new)
+        else:
+            yield NodeDiff(path, False, old, new) if _own(old) != _own(new) else None
         for name, before, after in self._directories.diff(old.directory, new.directory):
             member = join(path, decode_name(name))
-            yield from self.nodes(_entry(before), _entry(after), member)
+            yield from self._walk(_entry(before), _entry(after), member)
+
+    def _count(self, old: Entry, new: Entry, known: dict[_Pair, int], depth: int) -> int:
+        """Count what a walk lists. O(distinct pairs of members).
+
+        What is nested too deep is not counted: the walk finds that it is.
+        """
+        if old == new or depth > MAX_DEPTH:
+            return 0
+        if self._is_gone(old, new):
+            old = EMPTY_ENTRY
+        count = 1
+        for _, before, after in self._directories.diff(old.directory, new.directory):
+            pair = before, after
+            if pair not in known:
+                known[pair] = self._count(_entry(before), _entry(after), known, depth + 1)
+            count += known[pair]
+        return count
 
     def chunks(
         self, pair: NodeDiff
@@ -76,6 +117,10 @@ class NodeDiffs:
         for key, before, after in self._indexes.diff(pair.old.index, pair.new.index):
             spelled = base + layout.spell(key)
             yield decode_coordinates(key), spelled, _blob(before), _blob(after)
+
+    def _is_gone(self, old: Entry, new: Entry) -> bool:
+        """Whether an array or a group goes, of either format: nothing of it means what it meant."""
+        return (DOCUMENT in old.documents or old.layout is not None) and not self._goes_on(old, new)
 
     def _goes_on(self, old: Entry, new: Entry) -> bool:
         """Whether the new node is the old one, whose chunks mean what they meant."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, final
@@ -21,13 +20,23 @@ from typing import TYPE_CHECKING, NamedTuple, final
 from vzarr import history
 from vzarr.errors import (
     AlreadyExistsError,
+    FormatVersionError,
     InvalidInputError,
     NotFastForwardError,
     RefNotFoundError,
 )
 from vzarr.format import EMPTY_ENTRY, CommitRecord, Digest, Entry
-from vzarr.icecommits import HELPERS, TAGS, describe, is_made_of, origin, snapshot_of
-from vzarr.icestorage import Place, errors, open_or_create
+from vzarr.icecommits import (
+    TAGS,
+    describe,
+    describe_tag,
+    helper_of,
+    is_helper,
+    is_made_of,
+    origin,
+    snapshot_of,
+)
+from vzarr.icestorage import Place, errors, open_or_create, wait
 from vzarr.icewriting import Writer, Writing
 from vzarr.lineage import parents_first
 from vzarr.nodediff import NodeDiff, NodeDiffs
@@ -39,13 +48,10 @@ from vzarr.supply import Ref, list_refs
 if TYPE_CHECKING:
     import icechunk
 
-# What is on its way at once: a server that answers late is kept busy, and memory bounded.
-_AT_ONCE = 16
-_BATCH_KEYS = 256
-_BATCH_BYTES = 16 << 20
 _MAX_NAMED = 5
 _SHOWN = 100
-_NAME_DIGITS = 12
+# Branches with a slash in their names, and metadata of the repository.
+_FORMAT = 2
 
 
 @final
@@ -116,6 +122,8 @@ class _Replay:
         self._writing = Writing(objects, self._diffs)
         self._snapshots: dict[Digest, str] = {}
         self._ids: dict[str, Digest] = {}
+        # What commits here say that they were.
+        self._claimed: set[str] = set()
         self._first = ""
         self.done = Replayed()
         # Set by ``run``.
@@ -129,6 +137,11 @@ class _Replay:
         new = commits
         work = self._require_fit(new) if self._is_absent() else None
         self._theirs = open_or_create(self._place)
+        if int(self._theirs.spec_version) < _FORMAT:
+            raise FormatVersionError(
+                f"{self._place.label} has format 1 of Icechunk's, which has no place for all that "
+                "there is to write: upgrade it with icechunk.upgrade_icechunk_repository"
+            )
         with errors(self._place, "read"):
             self._look(commits)
             new = {each: record for each, record in commits.items() if each not in self._snapshots}
@@ -153,7 +166,7 @@ class _Replay:
 
     def _require_names(self) -> None:
         for ref in self._refs:
-            if ref.kind == "branch" and ref.name.startswith(HELPERS):
+            if ref.kind == "branch" and is_helper(ref.name):
                 raise InvalidInputError(
                     f"branch {ref.name!r} has a name that the export itself needs: rename it"
                 )
@@ -173,17 +186,21 @@ class _Replay:
         for commit, record in commits.items():
             if (made := snapshot_of(record)) is not None:
                 made_of.setdefault(made, []).append(commit)
-        seen: set[str] = set()
+        self._claimed = set(made_of)
+        seen: dict[str, list[Digest]] = {}
         heads = [{"branch": name} for name in sorted(self._theirs.list_branches())]
         heads += [{"tag": name} for name in sorted(self._theirs.list_tags())]
         for head in heads:
-            for snapshot in self._theirs.ancestry(**head):
-                if snapshot.id in seen:
-                    break
-                seen.add(snapshot.id)
+            ancestry = self._theirs.ancestry(**head)
+            fresh = list(itertools.takewhile(lambda each: each.id not in seen, ancestry))
+            # Parents first: what a snapshot is depends on what its parent is.
+            for snapshot in reversed(fresh):
                 if snapshot.parent_id is None:
                     self._first = snapshot.id
-                for commit in self._made(snapshot, commits, made_of.get(snapshot.id, ())):
+                below = seen.get(snapshot.parent_id or "", [])
+                found = self._made(snapshot, commits, made_of.get(snapshot.id, ()), below)
+                seen[snapshot.id] = found
+                for commit in found:
                     self._snapshots.setdefault(commit, snapshot.id)
                     self._ids[snapshot.id] = commit
 
@@ -192,22 +209,40 @@ class _Replay:
         snapshot: icechunk.SnapshotInfo,
         commits: Mapping[Digest, CommitRecord],
         claimants: Sequence[Digest],
+        below: Sequence[Digest],
     ) -> list[Digest]:
-        """Find the commits that a snapshot is: the one that it says, or those that say it."""
+        """Find the commits that a snapshot is: the one that it says, or those that say it.
+
+        Those must be on one of those ``below``, which its parent is: a redact may have changed
+        what is behind a commit, and the snapshot has the erased data behind it. On the first
+        snapshot of all it may be because those between were expired there.
+        """
         known = origin(snapshot)
         if known is not None and known.commit in commits:
             return [known.commit]
-        found = [commit for commit in claimants if is_made_of(commits[commit], snapshot)]
+        found = [
+            commit
+            for commit in claimants
+            if is_made_of(commits[commit], snapshot)
+            and (
+                snapshot.parent_id in (None, self._first)
+                or not commits[commit].parents
+                or commits[commit].parents[0] in below
+            )
+        ]
         # One that is on none of the branches here may still be in the file.
         return found or ([] if known is None else [known.commit])
 
     def _require_movable(self) -> None:
         """Raise unless all names can go where they are to go."""
         branches, tags = self._theirs.list_branches(), self._theirs.list_tags()
+        deleted = self._deleted_tags() if any(ref.kind == "tag" for ref in self._refs) else set()
         for ref in self._refs:
             if ref.kind == "branch" and ref.name in branches:
                 there = self._theirs.lookup_branch(ref.name)
                 self._require_behind(ref, there)
+            elif ref.kind == "tag" and ref.name in deleted:
+                raise self._tag_deleted(ref.name)
             elif ref.kind == "tag" and ref.name in tags:
                 there = self._theirs.lookup_tag(ref.name)
                 if self._ids.get(there) != ref.commit:
@@ -217,14 +252,23 @@ class _Replay:
                         name=ref.name,
                     )
 
+    def _deleted_tags(self) -> set[str]:
+        return set(wait(self._theirs.inspect_repo_info_async()).get("deleted_tags", ()))
+
+    def _tag_deleted(self, name: str) -> AlreadyExistsError:
+        return AlreadyExistsError(
+            f"a tag {name!r} was deleted at {self._place.label}, and Icechunk gives no tag the "
+            "name of a deleted one: take another name",
+            name=name,
+        )
+
     def _require_behind(self, ref: Ref, snapshot: str) -> None:
         commit = self._ids.get(snapshot)
         if snapshot == self._first or commit == ref.commit:
             return
         if commit is None or not history.exists(self._environment, commit):
             raise NotFastForwardError(
-                f"branch {ref.name!r} of {self._place.label} has commits that are not in "
-                f"{self._environment.path}: snapshot {snapshot}. Import it, which brings them here",
+                f"branch {ref.name!r} of {self._place.label} {self._why_unknown(snapshot, commit)}",
                 branch=ref.name,
             )
         if not self._overwrite and not history.is_ancestor(self._environment, commit, ref.commit):
@@ -234,6 +278,24 @@ class _Replay:
                 "command line --overwrite) it goes there all the same",
                 branch=ref.name,
             )
+
+    def _why_unknown(self, snapshot: str, commit: Digest | None) -> str:
+        """Say why a head there is no commit of this file; never to bring erased data back."""
+        if commit is not None:
+            return (
+                f"is at commit {commit.hex()[:12]}, which was exported from here and has been "
+                "removed since (redact, expire and gc): export to a new place. If it is another "
+                "file's, pull from that"
+            )
+        if snapshot in self._claimed:
+            return (
+                f"is at snapshot {snapshot}, which was imported here and has been changed since "
+                "(redact, amend): export to a new place"
+            )
+        return (
+            f"has commits that are not in {self._environment.path}: snapshot {snapshot}. Import "
+            "it, which brings them here"
+        )
 
     # ── what can go there ────────────────────────────────────────────────────────────────────────
 
@@ -279,7 +341,7 @@ class _Replay:
         self, line: list[Digest], new: Mapping[Digest, CommitRecord], *, by_bytes: bool
     ) -> None:
         """Let a line grow on its helper branch."""
-        helper = _helper(line[-1])
+        helper = helper_of(line[-1])
         parents = new[line[0]].parents
         start = self._snapshots[parents[0]] if parents else self._first
         if helper in self._theirs.list_branches():
@@ -305,59 +367,68 @@ class _Replay:
     # ── names ────────────────────────────────────────────────────────────────────────────────────
 
     def _move_names(self) -> None:
-        branches, tags = self._theirs.list_branches(), self._theirs.list_tags()
-        for ref in self._refs:
-            snapshot = self._snapshots[ref.commit]
-            if ref.kind == "tag":
-                if ref.name not in tags:
-                    self._make_tag(ref, snapshot)
-            elif ref.name not in branches:
-                self._theirs.create_branch(ref.name, snapshot)
-                self.done.moved.append(ref.name)
-            else:
-                there = self._theirs.lookup_branch(ref.name)
-                if there != snapshot:
-                    # Somebody may have committed there since we looked.
-                    self._require_behind(ref, there)
-                    self._hold(there, branches)
-                    self._theirs.reset_branch(ref.name, snapshot, from_snapshot_id=there)
-                    self.done.moved.append(ref.name)
-        self._drop_helpers()
+        try:
+            # First what can fail for good, so that it leaves the branches where they are.
+            self._make_tags([ref for ref in self._refs if ref.kind == "tag"])
+            branches = self._theirs.list_branches()
+            for ref in self._refs:
+                if ref.kind == "branch":
+                    self._move_branch(ref, is_new=ref.name not in branches)
+            order = [ref.name for ref in self._refs]
+            self.done.moved.sort(key=order.index)
+        finally:
+            self._drop_helpers()
 
-    def _hold(self, snapshot: str, branches: AbstractSet[str]) -> None:
+    def _move_branch(self, ref: Ref, *, is_new: bool) -> None:
+        snapshot = self._snapshots[ref.commit]
+        if is_new:
+            self._theirs.create_branch(ref.name, snapshot)
+        else:
+            there = self._theirs.lookup_branch(ref.name)
+            if there == snapshot:
+                return
+            # Somebody may have committed there since we looked.
+            self._require_behind(ref, there)
+            self._hold(there)
+            self._theirs.reset_branch(ref.name, snapshot, from_snapshot_id=there)
+        self.done.moved.append(ref.name)
+
+    def _hold(self, snapshot: str) -> None:
         """Have a helper on the snapshot that a branch leaves: by a merge, it may be no ancestor."""
         commit = self._ids.get(snapshot)
-        helper = None if commit is None else _helper(commit)
-        if helper is not None and helper not in branches:
+        helper = None if commit is None else helper_of(commit)
+        # Another branch may have left it just before.
+        if helper is not None and helper not in self._theirs.list_branches():
             self._theirs.create_branch(helper, snapshot)
 
-    def _make_tag(self, ref: Ref, snapshot: str) -> None:
+    def _make_tags(self, refs: Sequence[Ref]) -> None:
+        """Make the tags that are not there, then note of all what tags there cannot hold."""
         import icechunk
 
-        assert ref.tag is not None, "a tag has a record"
-        about = dict(self._theirs.get_metadata().get(TAGS) or {})
-        about[ref.name] = {
-            "message": ref.tag.message,
-            "author": ref.tag.author,
-            "time": ref.tag.time,
-        }
-        self._theirs.update_metadata({TAGS: about})
-        try:
-            self._theirs.create_tag(ref.name, snapshot)
-        except icechunk.AlreadyExistsError as error:
-            if error.kind != "tag-previously-deleted":
-                raise
-            raise AlreadyExistsError(
-                f"a tag {ref.name!r} was deleted at {self._place.label}, and Icechunk gives no tag "
-                "the name of a deleted one: take another name",
-                name=ref.name,
-            ) from error
-        self.done.moved.append(ref.name)
+        there = self._theirs.list_tags()
+        made = [ref for ref in refs if ref.name not in there]
+        for ref in made:
+            try:
+                self._theirs.create_tag(ref.name, self._snapshots[ref.commit])
+            except icechunk.AlreadyExistsError as error:
+                if error.kind != "tag-previously-deleted":
+                    raise
+                raise self._tag_deleted(ref.name) from error
+            self.done.moved.append(ref.name)
+        # Also of those that a killed run has made.
+        found = self._theirs.get_metadata().get(TAGS) if refs else None
+        about = dict(found) if isinstance(found, Mapping) else {}
+        untold = [ref for ref in refs if ref in made or ref.name not in about]
+        for ref in untold:
+            assert ref.tag is not None, "a tag has a record"
+            about[ref.name] = describe_tag(ref.tag)
+        if untold:
+            self._theirs.update_metadata({TAGS: about})
 
     def _drop_helpers(self) -> None:
         """Delete the helper branches that hold nothing which a name or another does not hold."""
         branches = self._theirs.list_branches()
-        helpers = {name for name in branches if name.startswith(HELPERS)}
+        helpers = {name for name in branches if is_helper(name)}
         if not helpers:
             return
         held: set[str] = set()
@@ -377,10 +448,6 @@ class _Replay:
         for helper in sorted(helpers):
             if ends[helper] in held:
                 self._theirs.delete_branch(helper)
-
-
-def _helper(commit: Digest) -> str:
-    return HELPERS + commit.hex()[:_NAME_DIGITS]
 
 
 def _lines(new: Mapping[Digest, CommitRecord]) -> list[list[Digest]]:

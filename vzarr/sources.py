@@ -56,12 +56,18 @@ def open_source(
         return _open_path(os.fspath(source), ref, storage_options, exclusive=exclusive)
     if ref is not None:
         raise InvalidInputError("ref= is for a .vzarr file; of an open repository, take its store")
-    if hasattr(source, "survey") or hasattr(source, "theirs"):
+    if hasattr(source, "survey") or _is_history(source):
         opened: Source | IceSource = source
         return opened
     if hasattr(source, "list_prefix") and hasattr(source, "get"):
         return _of_store(source, exclusive=exclusive)
     raise InvalidInputError(f"cannot import from {source!r}: give a path, a URL, or a zarr Store")
+
+
+def _is_history(source: object) -> bool:
+    from vzarr.adoption import IceSource
+
+    return isinstance(source, IceSource)
 
 
 def _of_store(store: Any, *, exclusive: bool) -> Source:

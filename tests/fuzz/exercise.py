@@ -32,6 +32,7 @@ import zarr  # noqa: F401
 import vzarr
 from vzarr import check, elements, exporting  # noqa: F401
 from vzarr.cli import commands
+from vzarr.icestorage import silence
 
 ADDRESS_SPACE_BYTES = 2 << 30
 SECONDS = 60
@@ -85,6 +86,21 @@ def _export(repo: vzarr.Repository, name: str) -> None:
             assert os.listdir(directory) == []
             raise
         assert os.listdir(directory) == [name]
+
+
+def _export_to_icechunk(repo: vzarr.Repository) -> None:
+    """Export to an Icechunk repository in memory, where it is installed; Python 3.11 has none.
+
+    Each commit is a transaction there, so thousands of them take minutes, as they should.
+    """
+    try:
+        import icechunk
+    except ImportError:
+        return
+    silence()
+    if repo.info().commits > _SOME:
+        return
+    repo.export_to(icechunk.in_memory_storage())
 
 
 def _clone(repo: vzarr.Repository, **options: Any) -> None:
@@ -142,6 +158,7 @@ READING: dict[str, Use] = {
     "export": lambda repo: _export(repo, "out.zarr"),
     "export, zip": lambda repo: _export(repo, "out.zip"),
     "export, CAR": lambda repo: _export(repo, "out.car"),
+    "export, Icechunk": _export_to_icechunk,
     "clone": _clone,
     "clone, a part": lambda repo: _clone(repo, path="t", depth=1),
     "bundle": _bundle,

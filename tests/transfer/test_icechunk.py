@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,8 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.core.buffer import cpu
+from zarr.core.sync import sync
 
 import vzarr
+from tests.fuzz.crafted import craft
 from tests.processes import Other
 from tests.transfer.icehistories import (
     Historian,
@@ -27,18 +31,19 @@ from tests.transfer.icehistories import (
     snapshots,
     write,
 )
-from vzarr import progress
+from vzarr import adoption, nodediff, progress, replay
 from vzarr.errors import (
     AlreadyExistsError,
     BusyError,
     CorruptError,
+    FormatVersionError,
     InvalidInputError,
     NotFastForwardError,
     NotFoundError,
     RefNotFoundError,
     StorageError,
 )
-from vzarr.icestorage import SCHEME
+from vzarr.icestorage import SCHEME, place_of
 from vzarr.turns import Turn
 from vzarr.unfinished import branch_of
 
@@ -88,23 +93,26 @@ def array_of(value: int, name: str = "a", shape: int = 4) -> Any:
 def test_any_history_goes_there_and_back(repo, back, place, seed):
     """In parts; every commit is the same to zarr on both sides, and to vzarr when it is back."""
     historian = Historian(repo, seed)
-    before = 0
+    before: set[str] = set()
+    dropped = False
     for _ in range(3):
         historian.write(9)
         report = repo.export_to(SCHEME + place, overwrite=True)
         assert_replayed(repo, place)
-        assert (report.form, report.known) == ("icechunk", before)
+        assert (report.form, report.known) == ("icechunk", len(before & commits(repo).keys()))
         assert report.known + report.commits == len(commits(repo))
         taken = back.import_from(place, overwrite=True)
         for name in set(back.branches) - set(repo.branches):
             # Icechunk's are not deleted when ours are.
             back.branches.delete(name)
+            dropped = True
         assert_equal(repo, back)
-        assert taken.commits == report.commits
+        # What only a deleted branch had comes again.
+        assert taken.commits == report.commits or (dropped and taken.commits > report.commits)
         for name in list(repo.branches):
             if name != "main" and historian.random.random() < 0.5:
                 repo.branches.delete(name)
-        before = len(commits(repo))
+        before = set(commits(repo))
     assert repo.export_to(SCHEME + place).commits == 0
     back.import_from(place, overwrite=True)
     assert back.import_from(place).commit is None
@@ -132,7 +140,6 @@ def test_what_a_snapshot_says(repo, place):
     assert (diff.updated_groups, diff.updated_chunks, diff.new_arrays) == ({"/"}, {}, set())
     store = theirs.readonly_session(branch="main").store
     from zarr.core.buffer import default_buffer_prototype
-    from zarr.core.sync import sync
 
     document = sync(store.get("zarr.json", default_buffer_prototype())).to_bytes()
     assert document == b'{"zarr_format": 3,   "node_type": "group"}'
@@ -227,7 +234,7 @@ def test_commits_of_others_are_never_dropped_and_come_by_import(repo, place):
     assert (report.commits, report.known, report.chunks) == (1, 2, 1)
     commit = repo.show("main")
     assert (commit.message, commit.author) == ("theirs", "Them <t@example.org>")
-    assert commit.metadata["icechunk"] == {"snapshot": snapshot}
+    assert commit.metadata["icechunk"] == {"snapshot": snapshot, "root": commit.root}
     # Now we have it, and go on from it.
     write(repo, 3)
     assert repo.export_to(SCHEME + place).commits == 1
@@ -255,6 +262,92 @@ def test_tags_that_cannot_be_made(repo, place):
     open_at(place).delete_tag("v1")
     with pytest.raises(AlreadyExistsError, match="name of a deleted one"):
         repo.export_to(SCHEME + place)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_tag_that_was_deleted_there_leaves_all_as_it_was(repo, place, monkeypatch, told):
+    """Also where it is deleted after the look; and other tags that were made have their facts."""
+    write(repo, 1)
+    repo.export_to(SCHEME + place)
+    theirs = open_at(place)
+    theirs.create_tag("v2", theirs.lookup_branch("main"))
+    theirs.delete_tag("v2")
+    before = theirs.lookup_branch("main")
+    write(repo, 2)
+    repo.tags.create("v1", message="one")
+    repo.tags.create("v2")
+    if not told:
+        monkeypatch.setattr(replay._Replay, "_deleted_tags", lambda _: set())
+    with pytest.raises(AlreadyExistsError, match="name of a deleted one") as caught:
+        repo.export_to(SCHEME + place)
+    assert caught.value.name == "v2"
+    assert open_at(place).lookup_branch("main") == before
+    assert (snapshots(open_at(place)).keys() == commits(repo).keys()) is not told
+    assert open_at(place).list_branches() == {"main"}
+    repo.tags.delete("v2")
+    assert "main" in repo.export_to(SCHEME + place).names
+    assert_replayed(repo, place)
+    assert open_at(place).get_metadata()["vzarr-tags"].keys() == {"v1"}
+    assert open_at(place).get_metadata()["vzarr-tags"]["v1"]["message"] == "one"
+
+
+def test_two_branches_leave_one_commit(repo, place):
+    write(repo, 1)
+    repo.branches.create("dev")
+    repo.export_to(SCHEME + place)
+    write(repo, 2)
+    write(repo, 3, branch="dev")
+    assert repo.export_to(SCHEME + place).names == ("dev", "main")
+    assert_replayed(repo, place)
+    assert open_at(place).list_branches() == {"main", "dev"}
+
+
+def test_branches_of_others_that_begin_as_helpers_do(repo, back, place):
+    theirs = foreign(place, array_of(1), array_of(2))
+    theirs.create_branch("vzarr/theirs", theirs.lookup_branch("main"))
+    assert repo.import_from(place).names == ("main", "vzarr/theirs")
+    write(repo, 3)
+    repo.export_to(SCHEME + place)
+    assert open_at(place).list_branches() == {"main", "vzarr/theirs"}
+    back.import_from(place)
+    assert_equal(repo, back)
+
+
+# ── erased here ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("imported", [True, False])
+@pytest.mark.parametrize("deleted", [True, False])
+def test_what_was_redacted_is_there_still_and_the_export_says_so(
+    repo, place, tmp_path, imported, deleted
+):
+    """Also where the head has the same content as before, because the array was deleted there."""
+
+    def delete(group: zarr.Group) -> None:
+        del group["a"]
+
+    if imported:
+        foreign(place, array_of(1), delete if deleted else array_of(2, "b"))
+        repo.import_from(place)
+        why = r"imported here and has been changed since .*export to a new place"
+    else:
+        write(repo, 1)
+        with repo.transaction("main", "two") as store:
+            (delete if deleted else array_of(2, "b"))(zarr.open_group(store))
+        repo.export_to(SCHEME + place)
+        why = r"exported from here and has been removed since .*export to a new place"
+    theirs = open_at(place).lookup_branch("main")
+    repo.redact("a", force=True)
+    for overwrite in (False, True):
+        with pytest.raises(NotFastForwardError, match=why) as caught:
+            repo.export_to(SCHEME + place, overwrite=overwrite)
+        assert "Import" not in str(caught.value)
+    write(repo, 3, name="c")
+    with pytest.raises(NotFastForwardError, match=why):
+        repo.export_to(SCHEME + place)
+    assert open_at(place).lookup_branch("main") == theirs
+    repo.export_to(f"{SCHEME}{tmp_path}/new")
+    assert_replayed(repo, str(tmp_path / "new"))
 
 
 # ── what Icechunk cannot hold ────────────────────────────────────────────────────────────────────
@@ -328,6 +421,50 @@ def test_chunks_that_a_smaller_shape_leaves_outside(repo, place):
     assert_replayed(repo, place)
 
 
+def test_an_array_of_format_2_that_gives_way_to_one_of_format_3(repo, place):
+    for number, shape in ((2, (4,)), (3, (4, 4))):
+        with repo.transaction("main", f"format {number}") as store:
+            group = zarr.open_group(store, mode="a", zarr_format=3)
+            if number == 3:
+                del group["a"]
+            zarr.create_array(store, name="a", shape=shape, dtype="i4", zarr_format=number)
+    with pytest.raises(InvalidInputError, match="Zarr format 2"):
+        repo.export_to(SCHEME + place)
+    assert not os.path.exists(place)
+
+
+@pytest.mark.parametrize(
+    "name", ["shared_groups", "shared_groups_on_both_sides", "shared_groups_in_arrays"]
+)
+def test_more_groups_than_can_be_replayed(tmp_path, place, name):
+    craft(tmp_path / "hostile.vzarr", name)
+    refused = pytest.raises(InvalidInputError, match="more than 500,000 groups, arrays and files")
+    with vzarr.open(tmp_path / "hostile.vzarr", "r") as repo, refused:
+        repo.export_to(SCHEME + place)
+    assert not os.path.exists(place)
+
+
+def test_groups_are_counted_with_those_of_an_array_that_goes(repo, place, monkeypatch):
+    """All that is below it is written again, though it does not differ."""
+    write(repo, 1)
+    with repo.transaction("main", "groups") as store:
+        for number in range(60):
+            store.session.set(f"g/h/{number}/zarr.json", b'{"zarr_format":3,"node_type":"group"}')
+        store.session.set("g/zarr.json", (_ARRAY % _DEFAULT % "/").encode())
+    with repo.transaction("main", "no array") as store:
+        store.session.set("g/zarr.json", b'{"zarr_format":3,"node_type":"group"}')
+    monkeypatch.setattr(nodediff, "_UNCOUNTED", 1)
+    diffs = nodediff.NodeDiffs(repo._objects)
+    roots = [
+        repo._objects.load_root(bytes.fromhex(repo.root_id(ref))) for ref in ("main~1", "main")
+    ]
+    monkeypatch.setattr(nodediff, "MAX_MEMBERS", 63)
+    assert len(list(diffs.nodes(*roots))) == 61
+    monkeypatch.setattr(nodediff, "MAX_MEMBERS", 62)
+    with pytest.raises(InvalidInputError, match="too many to replay"):
+        list(diffs.nodes(*roots))
+
+
 def test_bad_targets(repo, place, tmp_path):
     write(repo, 1)
     (tmp_path / "full").mkdir()
@@ -343,6 +480,7 @@ def test_bad_targets(repo, place, tmp_path):
         f"{SCHEME}s3://bucket": "s3://BUCKET/PREFIX",
         f"{SCHEME}s3://bucket/x?secret_access_key=y": "no option that a s3:// URL can have",
         f"{SCHEME}az://container/x": "cannot take az://",
+        f"{SCHEME}s3://[x/y": "is no URL",
     }.items():
         with pytest.raises(InvalidInputError, match=why):
             repo.export_to(url)
@@ -354,10 +492,15 @@ def test_bad_targets(repo, place, tmp_path):
         repo.export_to(icechunk.RepositoryConfig.default())
     with pytest.raises(InvalidInputError, match="takes the whole history"):
         repo.export_to(SCHEME + place, path="a")
-    repo.branches.create("vzarr/x")
+    repo.branches.create("vzarr/0123456789ab")
     with pytest.raises(InvalidInputError, match="rename it"):
         repo.export_to(SCHEME + place)
     assert not os.path.exists(place)
+
+
+def test_a_url_has_no_fragment():
+    place = place_of(f"{SCHEME}s3://bucket/pre#fix?region=us-east-1")
+    assert "pre#fix" in repr(place.storage)
 
 
 def test_without_icechunk(repo, place, monkeypatch):
@@ -555,6 +698,7 @@ def test_metadata_that_make_no_sense(repo, place):
         right | {"metadata": "["},
         right | {"root": "00"},
         right | {"parents": [None]},
+        right | {"metadata": '[["a", 1]]'},
         right,
     ]
     for number, each in enumerate(said):
@@ -640,9 +784,11 @@ def test_bad_sources(repo, place, tmp_path):
             repo.import_from(source)
     assert not os.path.exists(place)
     foreign(place, array_of(1))
+    repo.branches.create("dev")
     for options, why in (
         ({"path": "x"}, "path= does not go"),
         ({"message": "x"}, "message= does not go"),
+        ({"branch": "dev"}, "branch= does not go"),
         ({"consume": True}, "cannot be consumed"),
     ):
         with pytest.raises(InvalidInputError, match=why):
@@ -661,7 +807,66 @@ def test_bad_sources(repo, place, tmp_path):
         with pytest.raises((CorruptError, StorageError), match=r"cannot (open|read)"):
             repo.import_from(broken)
     assert len(repo.log("main")) == 1
-    assert list(repo.branches) == ["main"]
+    assert list(repo.branches) == ["dev", "main"]
+
+
+def test_an_array_that_was_made_smaller_by_its_document(repo, back, place):
+    """Icechunk drops the chunks outside, and does not say so."""
+
+    def shrink(group: zarr.Group) -> None:
+        metadata = group["a"].metadata.to_dict() | {"shape": (2,)}
+        buffer = cpu.Buffer.from_bytes(json.dumps(metadata).encode())
+        sync(group.store.set("a/zarr.json", buffer))
+
+    theirs = foreign(place, array_of(1, shape=6), shrink, lambda group: group["a"].resize((6,)))
+    repo.import_from(place)
+    for commit in repo.log("main"):
+        snapshot = commit.metadata["icechunk"]["snapshot"]
+        assert_same(repo.store(commit.id), theirs.readonly_session(snapshot_id=snapshot).store)
+    assert np.array_equal(zarr.open_array(repo.store("main"), path="a"), [1, 1, 0, 0, 0, 0])
+
+
+def test_a_commit_made_here_while_an_import_moves_the_names(repo, place, monkeypatch):
+    foreign(place, array_of(1))
+    repo.import_from(place)
+    write(repo, 2, name="b")
+    finish, made = adoption._Gathered.finish, []
+
+    def late(self: Any, move: Any) -> Any:
+        if not made:
+            made.append(write(repo, 3, name="b"))
+        return finish(self, move)
+
+    monkeypatch.setattr(adoption._Gathered, "finish", late)
+    repo.import_from(place, overwrite=True)
+    assert repo.branches["main"] == made[0]
+
+
+@pytest.mark.parametrize("said", [7, {"v1": 7}, {"v1": {"message": "m", "author": 1}}])
+@pytest.mark.parametrize("time", [2**63, -(2**62), 1.5, True])
+def test_metadata_of_tags_that_make_no_sense(repo, place, said, time):
+    theirs = foreign(place, array_of(1))
+    theirs.create_tag("v1", theirs.lookup_branch("main"))
+    if isinstance(said, dict) and isinstance(said["v1"], dict):
+        said = {"v1": said["v1"] | {"time": time}}
+    theirs.update_metadata({"vzarr-tags": said})
+    repo.import_from(place)
+    (tag,) = repo.tags.details()
+    assert (tag.author, tag.time) == ("Them <t@example.org>", repo.show("v1").time)
+    repo.tags.create("v2")
+    repo.export_to(SCHEME + place)
+    assert open_at(place).get_metadata()["vzarr-tags"]["v2"]["message"] == ""
+
+
+def test_icechunks_first_format(repo, back):
+    storage = icechunk.in_memory_storage()
+    theirs = icechunk.Repository.create(storage, spec_version=1)
+    session = theirs.writable_session("main")
+    array_of(1)(zarr.open_group(session.store, mode="a"))
+    theirs.create_tag("v1", session.commit("one"))
+    assert repo.import_from(storage).names == ("main", "v1")
+    with pytest.raises(FormatVersionError, match="upgrade it"):
+        repo.export_to(storage)
 
 
 def test_a_zarr_with_groups_of_icechunks_names_is_a_zarr(repo, tmp_path):
@@ -672,8 +877,6 @@ def test_a_zarr_with_groups_of_icechunks_names_is_a_zarr(repo, tmp_path):
 
 
 def test_a_newer_format(repo, place):
-    from vzarr.errors import FormatVersionError
-
     foreign(place, array_of(1))
     file = Path(place) / "repo"
     data = bytearray(file.read_bytes())
