@@ -55,7 +55,7 @@ from vzarr.memorymap import MAP_IS_FILE, Opened, cut_off, open_file, replaced, r
 from vzarr.presence import Presence, ReplacedError
 from vzarr.system import running
 from vzarr.txn import FORKED, FORKED_TXN, OVER, Txn
-from vzarr.writeback import early_writeback
+from vzarr.writeback import early_writeback, unmap_pages
 
 MAP_SLACK_BYTES = 1 << 20
 """What a write txn may need on top of what it announces: tree pages, the list of free pages."""
@@ -257,6 +257,7 @@ class Access:
             txn._failed(error)
         else:
             self.complete_file()
+            unmap_pages(self.gate.descriptor, self._room)
 
     def complete_file(self) -> None:
         """Give the file the length that its meta page claims.

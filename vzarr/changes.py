@@ -27,7 +27,7 @@ from vzarr.traces import Traces
 
 BATCH_BYTES = 32 << 20
 """Staged at once. Each batch waits for the disk, bigger ones keep other writers waiting."""
-_MAX_BATCHES_WAITING = 2
+_MAX_BATCHES_WAITING = 1
 # To keep and to write one more entry costs about as much as this many bytes of a chunk.
 _ENTRY_COST_BYTES = 400
 

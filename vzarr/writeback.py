@@ -1,14 +1,19 @@
-"""Lets the disk begin on what a large commit writes while the commit goes on writing it.
+"""Large commits and the system: when the disk begins, and which pages stay mapped.
 
 A commit hands all its pages to the system, and only then waits for the disk, which has been idle
 until that moment. Linux can be asked to begin early. That is a hint: the commit waits for every
 page as before, and where the system has no such call nothing happens.
+
+To find places for large values LMDB reads pages of its trees through its map of the file. With each
+of these Linux maps what lies around it, up to megabytes of the values, and a process that writes a
+lot would seem to need as much memory. The pages stay in the system's cache when they are unmapped.
 """
 
 from __future__ import annotations
 
 import _thread
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,6 +24,7 @@ _PACE_SECONDS = 0.002
 # Some ten seconds: an interrupt in the wrong moment must not leave a thread behind for ever.
 _MOST_CALLS = 5_000
 _SYNC_FILE_RANGE_WRITE = 2
+_MADV_DONTNEED = 4
 
 
 @contextmanager
@@ -40,6 +46,24 @@ def early_writeback(descriptor: int, nbytes: int) -> Iterator[None]:
         running.release()
 
 
+def unmap_pages(descriptor: int, nbytes: int) -> None:
+    """Let go of the pages of a mapped file, after so many bytes were written. Loses nothing.
+
+    Whoever reads one of them next has it mapped again. The file must stay mapped meanwhile.
+    """
+    unmap = _unmapping() if nbytes >= _WORTH_BYTES else None
+    if unmap is None:
+        return
+    inode = os.fstat(descriptor).st_ino
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        # 7f0a1c000000-7f1a1c000000 r--s 00000000 fe:00 5678    /home/ada/ocean.vzarr
+        for line in maps:
+            places, access, _, _, number = line.split(None, 5)[:5]
+            if int(number) == inode and "s" in access:
+                start, end = (int(place, 16) for place in places.split("-"))
+                unmap(start, end - start)
+
+
 def _urge(begin: Callable[[int], object], descriptor: int, running: _thread.LockType) -> None:
     for _ in range(_MOST_CALLS):
         if running.acquire(timeout=_PACE_SECONDS):
@@ -58,3 +82,15 @@ def _system_call() -> Callable[[int], object] | None:
     call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     # What it returns says nothing that the commit will not find out by itself.
     return lambda descriptor: call(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+@functools.cache
+def _unmapping() -> Callable[[int, int], object] | None:
+    """Give what unmaps the pages from an address on; None where nothing does, or it loses data."""
+    import ctypes
+
+    call = linux_call("madvise")
+    if call is None:
+        return None
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return lambda start, length: call(start, length, _MADV_DONTNEED)

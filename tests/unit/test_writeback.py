@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +107,33 @@ def test_a_commit_says_which_file_it_writes_and_how_much(path, monkeypatch):
             session.set(f"large/{number}", os.urandom(1 << 20))
         session.commit("large")
         assert 40 << 20 <= sum(asked) < 41 << 20
+
+
+def test_the_pages_of_a_large_commit_do_not_stay_mapped(path, monkeypatch):
+    def mapped():
+        found = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) << 10
+
+    if writeback._unmapping() is None:
+        pytest.skip("this system cannot be told")
+    monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 8 << 20)
+    # The first rows are read while others are written: what is read stays right.
+    with vzarr.open(path) as repo:
+        session = repo.session("main")
+        first = os.urandom(1 << 20)
+        session.set("0", first)
+        begun = mapped()
+        for number in range(1, 300):
+            session.set(str(number), os.urandom(1 << 20))
+            assert number % 50 or session.get("0") == first
+        # Without, it would be 40 MiB, and ever more.
+        assert mapped() - begun < 15 << 20
+        session.commit("large")
+        assert session.get("0") == first
+
+
+def test_it_is_not_worth_a_look_for_little(monkeypatch):
+    monkeypatch.setattr(writeback, "_unmapping", None)
+    writeback.unmap_pages(0, 1000)
+    with pytest.raises(TypeError):
+        writeback.unmap_pages(0, LARGE)
