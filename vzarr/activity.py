@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import threading
 import time
@@ -129,25 +130,36 @@ class Activity:
 def uninterrupted(work: Callable[[], _T]) -> _T:
     """Run something short that must not end half way; Ctrl-C is raised when it has ended.
 
-    Signals are handled in the main thread alone: so it is done in another one.
+    Signals are handled in the main thread alone: so it is done in another one, if there is one to
+    be had.
     """
     results: list[_T] = []
     failures: list[BaseException] = []
+    begun: list[int] = []
+    running = _thread.allocate_lock()
+    running.acquire()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
             failures.append(error)
+        finally:
+            running.release()
 
-    thread = threading.Thread(target=run, name="vzarr-uninterrupted")
-    thread.start()
     interruption: BaseException | None = None
-    while thread.is_alive():
+    while not (results or failures):
         try:
-            thread.join()
+            if not begun:
+                # Begun, and known to be, in one step that Ctrl-C cannot come between.
+                begun.extend(map(_thread.start_new_thread, [run], [()]))
+            running.acquire()
         except BaseException as error:  # noqa: BLE001 - as it is, when the work is done
-            interruption = error
+            if begun or not isinstance(error, RuntimeError):
+                interruption = error
+            else:
+                # The system gives us no thread.
+                run()
     if failures:
         raise failures[0]
     if interruption is not None:

@@ -11,9 +11,9 @@ costs some 2 µs.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
-import threading
 from collections.abc import Generator, Iterator
 from typing import final
 
@@ -26,7 +26,7 @@ from vzarr.draft import Draft
 from vzarr.errors import CorruptError
 from vzarr.guard import Table
 from vzarr.lmdberrors import translate
-from vzarr.memorymap import Opened, cut_off, map_file
+from vzarr.memorymap import Opened, map_file
 from vzarr.progress import INTERVAL, Progress
 from vzarr.txn import Txn
 
@@ -52,13 +52,14 @@ def _copy_pages(opened: Opened, txn: Txn, draft: Draft, progress: Progress) -> N
     try:
         copying = _Copying(opened.handle, txn, descriptor)
         try:
-            while not copying.ended.wait(INTERVAL):
+            copying.start()
+            while not copying.wait(INTERVAL):
                 progress(min(draft.nbytes, total), total, "copy")
         except BaseException:
             copying.stop()
             raise
         finally:
-            uninterrupted(copying.join)
+            uninterrupted(copying.wait)
     finally:
         os.close(descriptor)
     if copying.failure is not None:
@@ -86,12 +87,11 @@ def copy_densely(opened: Opened, txn: Txn, draft: Draft, progress: Progress) -> 
             with contextlib.closing(_entries(opened, txn)) as entries:
                 while _insert(handle, entries, draft):
                     progress(min(draft.nbytes, total), total, "copy")
-            written = (handle.info()["last_pgno"] + 1) * opened.page_size
+            written = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
         finally:
             handle.close()
     except lmdb.Error as error:
         raise translate(error, draft.path) from error
-    cut_off(draft.path, draft.descriptor)
     # Pages at the end that a txn took and freed again are never written.
     if draft.nbytes < written:
         extend(draft.path, draft.descriptor, written)
@@ -145,10 +145,25 @@ class _Copying:
         self._handle = handle
         self._transaction = txn._transaction
         self._descriptor = descriptor
-        self.ended = threading.Event()
+        self._begun: list[int] = []
+        self._ended = False
+        self._running = _thread.allocate_lock()
+        self._running.acquire()
         self.failure: lmdb.Error | None = None
-        self._thread = threading.Thread(target=self._run, name="vzarr-copy")
-        self._thread.start()
+
+    def start(self) -> None:
+        """Begin, and know it, in one step that Ctrl-C cannot come between.
+
+        LMDB must never be left at work on a descriptor that is closed: another file may have its
+        number then.
+        """
+        try:
+            self._begun.extend(map(_thread.start_new_thread, [self._run], [()]))
+        except RuntimeError:
+            if self._begun:
+                raise
+            # The system gives us no thread.
+            self._run()
 
     def _run(self) -> None:
         try:
@@ -158,10 +173,12 @@ class _Copying:
         finally:
             # Its last reference frees its place among the readers.
             del self._transaction
-            self.ended.set()
+            self._ended = True
+            self._running.release()
 
-    def join(self) -> None:
-        self._thread.join()
+    def wait(self, timeout: float = -1) -> bool:
+        """Wait so many seconds, or for ever; tell whether LMDB is done, or never began."""
+        return self._ended or not self._begun or self._running.acquire(timeout=timeout)
 
     def stop(self) -> None:
         """Make its next write fail: the descriptor leads to where nothing can be written."""

@@ -5,15 +5,21 @@ Afterwards there is the old state or the new one, nobody is locked out, and the 
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import dataclasses
 import faulthandler
 import os
 import signal
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import zarr
@@ -22,12 +28,16 @@ import vzarr
 from tests.lifecycle.interrupts import (
     AUTHOR,
     SCENARIOS,
+    Interrupter,
     Terminated,
     count_moments,
     interrupt,
     open_,
 )
 from tests.processes import Other, until
+from vzarr import copying
+from vzarr.activity import uninterrupted
+from vzarr.draft import Draft
 
 TORTURE = "VZARR_TORTURE" in os.environ
 MOMENTS = 5
@@ -102,6 +112,67 @@ def test_interrupted_at_any_moment(tmp_path, name, kind, elsewhere, hang, record
     assert len(places) > 2
 
 
+# ── threads ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def interrupted_everywhere(work: Callable[[], object], ended: list[bool]) -> None:
+    """Interrupt at each moment: what another thread does for it has ended then, or never begins."""
+    counted = Interrupter(None)
+    with counted():
+        work()
+    running = _thread._count()
+    for number in range(1, counted.moments + 1):
+        interrupter = Interrupter(number)
+        with contextlib.suppress(KeyboardInterrupt), interrupter():
+            work()
+        found = len(ended)
+        until(lambda: _thread._count() == running)
+        assert len(ended) == found, interrupter.where
+
+
+def test_what_must_not_end_half_way(hang):
+    ended: list[bool] = []
+
+    def work() -> None:
+        zlib.compress(bytes(1 << 20))
+        ended.append(True)
+
+    interrupted_everywhere(lambda: uninterrupted(work), ended)
+    assert ended
+
+
+def test_lmdb_is_never_left_at_work_on_a_descriptor_that_is_closed(
+    repo, tmp_path, monkeypatch, hang
+):
+    """It would write the copy into the file that has its number next."""
+    with repo.transaction("main", "large") as store:
+        store.session.set("large", os.urandom(4 << 20))
+    ended: list[bool] = []
+
+    class Handle:
+        def __init__(self, handle: lmdb.Environment) -> None:
+            self._handle = handle
+
+        def copyfd(self, *arguments: Any, **options: Any) -> None:
+            try:
+                self._handle.copyfd(*arguments, **options)
+            finally:
+                ended.append(True)
+
+    def copy() -> None:
+        environment = repo._environment
+        with (
+            Draft(str(tmp_path / "copy.vzarr"), 0o600) as draft,
+            environment.read() as txn,
+            environment._access.inside() as opened,
+        ):
+            opened = dataclasses.replace(opened, handle=Handle(opened.handle))
+            copying._copy_pages(opened, txn, draft, lambda *_: None)
+
+    interrupted_everywhere(copy, ended)
+    assert ended
+
+
 # ── signals ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -172,8 +243,6 @@ def test_a_thread_is_not_interrupted(repo):
 
 def test_the_interrupter_interrupts(repo):
     """The moments are there, each comes once, and nothing is left of the profiler."""
-    from tests.lifecycle.interrupts import Interrupter
-
     for number in (1, 5, 9):
         interrupter = Interrupter(number)
         with pytest.raises(KeyboardInterrupt), interrupter():

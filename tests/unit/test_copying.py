@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.unit.test_compaction import listing
 from tests.unit.test_garbage import entries, make_garbage, write
 from tests.unit.test_session import commit
 from vzarr import copying, lmdbfile
+from vzarr.draft import Draft
 from vzarr.environment import DATABASES
 from vzarr.errors import CorruptError, FullError
 
@@ -89,6 +91,18 @@ def test_it_is_filled_in_bounded_txns(many, monkeypatch, batch):
     found = lmdbfile.probe(many.path)
     assert found.required_bytes <= found.file_bytes == report.after
     write(many, b"on")
+
+
+def test_the_pages_of_a_copy_have_a_size_of_their_own(many, tmp_path):
+    """Those of a file that was made on another machine may be larger."""
+    with (
+        Draft(str(tmp_path / "copy.vzarr"), 0o600) as draft,
+        many._environment.read() as txn,
+        many._environment._access.inside() as opened,
+    ):
+        larger = dataclasses.replace(opened, page_size=4 * PAGE)
+        copying.copy_densely(larger, txn, draft, lambda *_: None)
+        assert draft.nbytes == lmdbfile.probe(draft.path).required_bytes
 
 
 def test_keys_that_are_not_in_order_are_damage(many, monkeypatch):
