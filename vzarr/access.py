@@ -250,12 +250,17 @@ class Access:
         self.gate.release()
 
     def _commit(self, txn: Txn) -> None:
+        number = txn._transaction.id()
+        self.flushes.committing()
         try:
             with early_writeback(self.gate.descriptor, self._room):
                 txn._transaction.commit()
         except lmdb.Error as error:
             txn._failed(error)
         else:
+            # LMDB flushes nothing for a txn that has changed nothing, and gives it no number.
+            if self.opened is not None and self.opened.handle.info()["last_txnid"] == number:
+                self.flushes.committed()
             self.complete_file()
             unmap_pages(self.gate.descriptor, self._room)
 
@@ -359,6 +364,7 @@ class Access:
         """Have LMDB close the file. The caller must be alone."""
         opened, self.opened = self.opened, None
         if opened is not None:
+            self.flushes.reopened()
             opened.close()
             if MAP_IS_FILE and self.writable:
                 self._cut_off()

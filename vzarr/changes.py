@@ -41,7 +41,7 @@ def submit(task: Callable[[], None]) -> Future[None]:
 
     LMDB has one writer, so one thread serves the whole process. It is made of parts in which Ctrl-C
     leaves no lock behind: an executor would be out of order for good if that came in the wrong
-    moment.
+    moment. Raises ``RuntimeError`` where the system gives us no thread.
     """
     global _tasks  # noqa: PLW0603 - see above
     future: Future[None] = Future()
@@ -97,7 +97,11 @@ class _Task:
         self.error: BaseException | None = None
         self._running = threading.Lock()
         self._running.acquire()
-        submit(lambda: self._run(work))
+        try:
+            submit(lambda: self._run(work))
+        except RuntimeError:
+            # The system gives us no thread: whoever was to wait does it.
+            self._run(work)
 
     def _run(self, work: Callable[[], None]) -> None:
         try:

@@ -9,7 +9,14 @@ from typing import Literal
 
 from vzarr import filelocks, refs
 from vzarr.environment import Environment, Txn
-from vzarr.errors import BusyError, InvalidInputError, ReadOnlyError, StorageError
+from vzarr.errors import (
+    BusyError,
+    InvalidInputError,
+    ReadOnlyError,
+    SessionStateError,
+    StorageError,
+    VzarrError,
+)
 from vzarr.format import Digest
 from vzarr.turns import Turn, is_taken
 
@@ -128,17 +135,23 @@ def _attempts(
 
 
 def flush(environment: Environment, settings: Settings, commit: Digest) -> None:
-    """Make the commit that a branch moved to durable, where that was asked for. One fsync."""
+    """Make the commit that a branch moved to durable, where that was asked for. One fsync.
+
+    Raises ``StorageError`` if that fails for whatever reason, as it would be wrong to commit again;
+    ``SessionStateError`` if the file was closed meanwhile.
+    """
     if settings.durability != "full":
         return
     try:
         environment.sync()
-    except StorageError as error:
-        raise StorageError(
+    except VzarrError as error:
+        what = (
             f"commit {commit.hex()[:12]} is made and others see it, but the disk did not "
-            f"confirm it, so that a crash of the machine may lose it: {error}",
-            code=error.errno,
-        ) from error
+            f"confirm it, so that a crash of the machine may lose it: {error}"
+        )
+        if isinstance(error, SessionStateError):
+            raise SessionStateError(what) from error
+        raise StorageError(what, code=getattr(error, "errno", None)) from error
 
 
 def author_of(settings: Settings, author: str | None) -> str:

@@ -1,6 +1,7 @@
 """Give back to the file system what a file does not need any more.
 
-A copy without free pages is written beside the file, verified, made durable, and renamed over it.
+A copy is written beside the file, verified, made durable, and renamed over it. Free pages are left
+out of it; where it is filled anew in more than one txn, the few are in it that these freed.
 Writers are kept out from the first page that is copied until the new file is there; who reads in
 this process goes on in between, and then in the new file. Locks live on a file and not on its
 path, and so does what LMDB counts in its lock file. That is why no other process may have the file
@@ -59,7 +60,7 @@ def compact(
     verify: Verify = "full",
     progress: Progress | None = None,
 ) -> CompactReport:
-    """Make the file as small as can be; see ``Repository.compact``."""
+    """Make the file about as small as can be; see ``Repository.compact``."""
     check_verify(verify)
     started = time.monotonic()
     environment = objects.environment

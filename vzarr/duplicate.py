@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, final
@@ -99,10 +99,16 @@ def write_copy(
 @contextmanager
 def _flushing(draft: Draft) -> Iterator[None]:
     with ThreadPoolExecutor(1, thread_name_prefix="vzarr-flush") as pool:
-        flushed = pool.submit(portable.fsync, draft.descriptor)
+        flushed = None
+        # Where the system gives us no thread, it is done afterwards.
+        with suppress(RuntimeError):
+            flushed = pool.submit(portable.fsync, draft.descriptor)
         yield
         try:
-            flushed.result()
+            if flushed is None:
+                portable.fsync(draft.descriptor)
+            else:
+                flushed.result()
         except OSError as error:
             raise os_error(error, f"cannot write {draft.path}") from error
 

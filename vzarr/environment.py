@@ -283,11 +283,16 @@ class Environment:
     def sync(self) -> None:
         """Make everything that was committed before this call durable.
 
-        At most one flush of the disk; threads that call it at once share one. Raises
-        ``StorageError`` if the disk did not confirm it: what is committed is in the file then, and
-        is lost if the machine crashes, unless a later txn or call of ``sync`` succeeds.
+        At most one flush of the disk; threads that call it at once share one. After a flush that
+        failed it takes a txn of its own as well, with another two, and waits up to a minute for
+        the gate. Raises ``StorageError`` if the disk did not confirm it: what is committed is in
+        the file then, and is lost if the machine crashes, unless a later txn or call of ``sync``
+        succeeds. Raises ``ReadOnlyError``, ``SessionStateError`` once the file is closed, and what
+        that txn raises, as ``BusyError``.
         """
         access = self._access
+        if not access.users:
+            raise access.closed()
         access.require_writable()
         if access.flushes.is_doubtful(self.last_txn_id):
             # The system believes to be done with what it could not write. A newer txn brings it.
@@ -336,7 +341,8 @@ class Environment:
         """Write the state that a read txn of this environment sees to a draft, page by page.
 
         Free pages are left out. With ``dense`` the others are filled anew as well, in the order of
-        keys, where that makes the copy smaller. Nothing is flushed. What LMDB is about to walk is
+        keys, where one of sixteen or more is a leaf of a tree: else large values have nearly all of
+        them, and fill theirs as they are. Nothing is flushed. What LMDB is about to walk is
         looked at before. Others write meanwhile, and the file grows by what they write.
         ``progress(done, total, what)`` counts bytes; what it raises, and Ctrl-C, end the copy.
         Raises ``CorruptError``, ``FullError``. A second a gigabyte, or as fast as the disk; filled

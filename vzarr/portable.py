@@ -230,7 +230,8 @@ def process_started(pid: int) -> int | None:
             return int(file.read().rpartition(b")")[2].split()[19])
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
+            # A file may name any number as that of a process.
             return None
         except PermissionError:
             # There is one, of another user.

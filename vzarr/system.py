@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from vzarr import portable
@@ -89,6 +90,16 @@ def _started(pid: int) -> datetime | None:
     return None
 
 
+def maps_of(inode: int) -> Iterator[tuple[int, int]]:
+    """Give address and length of each shared map that this process has of a file."""
+    # 7f0a1c000000-7f1a1c000000 r--s 00000000 fe:00 5678    /home/ada/ocean.vzarr
+    for line in _lines("/proc/self/maps"):
+        places, access, _, _, number = line.split(None, 5)[:5]
+        if int(number) == inode and "s" in access:
+            start, end = (int(place, 16) for place in places.split("-"))
+            yield start, end - start
+
+
 def _lines(path: str) -> list[str]:
     """Read a file of /proc; nothing where there is none or it is not for us."""
     try:
@@ -139,11 +150,19 @@ def _below(path: str, directory: str) -> bool:
 _LARGEST_KEPT_BYTES = 31 << 20
 
 
+_keeps_freed_memory = False
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next one who asks. O(1), never touches it.
 
     LMDB takes memory for all that a write txn puts, and frees it with the txn. glibc gives large
     pieces back to the system at once, to be faulted in again a moment later, until it has seen that
-    such pieces are freed: from then on it keeps 64 MiB. Other C libraries take no notice.
+    such pieces are freed: from then on it keeps 64 MiB, also in a child process. Other C libraries
+    take no notice.
     """
-    bytes(_LARGEST_KEPT_BYTES)
+    global _keeps_freed_memory  # noqa: PLW0603 - it is the whole process that has learnt it
+    if not _keeps_freed_memory:
+        _keeps_freed_memory = True
+        # Again, it could be in memory that was kept, and would be filled with zeros.
+        bytes(_LARGEST_KEPT_BYTES)

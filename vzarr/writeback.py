@@ -15,9 +15,10 @@ import _thread
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from vzarr.portable import linux_call
+from vzarr.system import maps_of
 
 _WORTH_BYTES = 8 << 20
 _PACE_SECONDS = 0.002
@@ -39,7 +40,9 @@ def early_writeback(descriptor: int, nbytes: int) -> Iterator[None]:
         return
     running = _thread.allocate_lock()
     running.acquire()
-    _thread.start_new_thread(_urge, (begin, descriptor, running))
+    # The commit does without where the system gives us no thread.
+    with suppress(RuntimeError):
+        _thread.start_new_thread(_urge, (begin, descriptor, running))
     try:
         yield
     finally:
@@ -54,14 +57,8 @@ def unmap_pages(descriptor: int, nbytes: int) -> None:
     unmap = _unmapping() if nbytes >= _WORTH_BYTES else None
     if unmap is None:
         return
-    inode = os.fstat(descriptor).st_ino
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        # 7f0a1c000000-7f1a1c000000 r--s 00000000 fe:00 5678    /home/ada/ocean.vzarr
-        for line in maps:
-            places, access, _, _, number = line.split(None, 5)[:5]
-            if int(number) == inode and "s" in access:
-                start, end = (int(place, 16) for place in places.split("-"))
-                unmap(start, end - start)
+    for start, length in maps_of(os.fstat(descriptor).st_ino):
+        unmap(start, length)
 
 
 def _urge(begin: Callable[[int], object], descriptor: int, running: _thread.LockType) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from vzarr import system
 from vzarr.buffers import BufferPool
 
 
@@ -122,3 +123,12 @@ def test_freed_memory_is_kept_for_the_next_who_asks():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     before, after = map(int, result.stdout.split())
     assert after < 16 < before
+
+
+def test_memory_that_is_kept_is_not_filled_with_zeros_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(system, "_keeps_freed_memory", False)
+    monkeypatch.setattr(system, "bytes", asked.append, raising=False)
+    system.keep_freed_memory()
+    system.keep_freed_memory()
+    assert asked == [system._LARGEST_KEPT_BYTES]

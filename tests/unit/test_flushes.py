@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
+import lmdb
 import pytest
 
 import vzarr
 from tests.processes import PATIENCE, Other, until
 from tests.unit.test_garbage import write
 from vzarr import flushes, portable
-from vzarr.errors import StorageError
+from vzarr.errors import BusyError, ReadOnlyError, SessionStateError, StorageError
 from vzarr.flushes import Flushes
 
 NOBODY: Callable[[], bool] = lambda: False  # noqa: E731
@@ -87,31 +87,100 @@ def test_who_comes_while_one_is_under_way_shares_the_next(disk, monkeypatch):
 # ── the next txn ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_on_a_slow_disk_the_next_txn_is_waited_for(disk, monkeypatch):
-    shared = Flushes()
+@pytest.fixture
+def patient(monkeypatch) -> Flushes:
+    """One that has committed, and whose disk is slow: it waits for the next commit."""
     monkeypatch.setattr(flushes, "_SLOW", 0.0)
     monkeypatch.setattr(flushes, "_LONGEST", PATIENCE)
-    shared._seconds = PATIENCE
-    txns = iter([5, 5, 5, 6])
-    shared.flush(7, lambda: next(txns), lambda: True)
+    found = Flushes()
+    found._seconds = PATIENCE
+    commit(found)
+    return found
+
+
+def commit(shared: Flushes, *, fails: bool = False) -> None:
+    shared.committing()
+    if not fails:
+        shared.committed()
+
+
+def flush_while(shared: Flushes, monkeypatch, *steps: Callable[[], None]) -> None:
+    """Flush, and let something happen in each pause in which the next commit is waited for."""
+    left = iter(steps)
+    monkeypatch.setattr(flushes.time, "sleep", lambda _: next(left)())
+    shared.flush(7, lambda: 5, lambda: True)
+    monkeypatch.undo()
+    assert list(left) == []
+
+
+def test_on_a_slow_disk_the_next_commit_is_waited_for(disk, patient, monkeypatch):
+    flush_while(patient, monkeypatch, lambda: None, patient.committing, patient.committed)
     assert disk.count == 0
-    assert list(txns) == []
+
+
+def test_a_commit_that_follows_one_that_failed_proves_nothing(disk, patient, monkeypatch):
+    """The one that failed was told that ours is not on the disk; the next one is not."""
+
+    def two() -> None:
+        commit(patient, fails=True)
+        commit(patient)
+
+    flush_while(patient, monkeypatch, two)
+    assert disk.count == 1
+
+
+def test_nor_does_one_through_a_new_opening(disk, patient, monkeypatch):
+    """The error may have been told before that."""
+    patient.reopened()
+    flush_while(patient, monkeypatch, lambda: commit(patient))
+    assert disk.count == 1
+
+
+def test_one_that_failed_before_we_looked_counts(disk, patient, monkeypatch):
+    commit(patient, fails=True)
+    flush_while(patient, monkeypatch, lambda: commit(patient))
+    assert disk.count == 1
 
 
 def test_who_does_not_come_is_not_waited_for_long(disk, monkeypatch):
-    shared = Flushes()
+    shared, slept = Flushes(), []
     monkeypatch.setattr(flushes, "_SLOW", 0.0)
-    looks = []
-
-    def newest() -> int:
-        looks.append(1)
-        return 5
-
+    sleep = flushes.time.sleep
+    monkeypatch.setattr(flushes.time, "sleep", lambda seconds: slept.append(sleep(seconds)))
     shared._seconds = 0.004
-    shared.flush(7, newest, lambda: True)
+    shared.flush(7, lambda: 5, lambda: True)
     assert disk.count == 1
-    # Before it waited, and at least once since.
-    assert len(looks) > 1
+    assert slept
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_what_counts_as_a_commit(repo, changes):
+    """LMDB flushes nothing for a txn that has changed nothing."""
+    shared = repo._environment._access.flushes
+    write(repo, b"first")
+    before = shared._made
+    with repo._environment.write() as txn:
+        if changes:
+            txn.put("meta", b"flush", b"")
+            txn.delete("meta", b"flush")
+    assert (shared._made > before) == changes
+
+
+def test_a_commit_that_fails_ends_the_row(repo, monkeypatch):
+    shared = repo._environment._access.flushes
+    write(repo, b"first")
+    ours = shared._made
+
+    def fail(*_):
+        raise lmdb.Error("the disk")
+
+    monkeypatch.setattr("vzarr.access.early_writeback", fail)
+    with pytest.raises(StorageError):
+        write(repo, b"fails")
+    monkeypatch.undo()
+    write(repo, b"next")
+    assert shared._row > ours
+    assert shared._made >= shared._row
 
 
 def test_on_a_fast_disk_nobody_is_waited_for(disk, monkeypatch):
@@ -142,6 +211,66 @@ def test_after_a_failure_only_a_newer_txn_is_believed(disk):
     # It was believed, so there is nothing left to doubt.
     shared.flush(7, lambda: 5, NOBODY)
     assert disk.count == 5
+
+
+def test_a_failure_is_not_forgotten_for_an_interrupt(disk):
+    """Ctrl-C comes when it is known that the flush failed, and not yet which txn is the newest."""
+    shared, txns = Flushes(), [5]
+    disk.failures = 1
+
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shared.flush(7, interrupt, NOBODY)
+    with pytest.raises(OSError):
+        shared.flush(7, lambda: txns[-1], NOBODY)
+    assert shared.is_doubtful(lambda: txns[-1])
+    txns.append(6)
+    shared.flush(7, lambda: txns[-1], NOBODY)
+    disk.failures = 1
+    with pytest.raises(KeyboardInterrupt):
+        shared.flush(7, interrupt, NOBODY)
+    # Also where nobody flushes in between.
+    assert shared.is_doubtful(lambda: txns[-1])
+    txns.append(7)
+    assert not shared.is_doubtful(lambda: txns[-1])
+
+
+def test_a_flush_under_way_is_in_no_doubt(disk):
+    shared = Flushes()
+    disk.may_end.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shared.flush, 7, lambda: 1, NOBODY)
+        assert disk.began.wait(PATIENCE)
+        assert not shared.is_doubtful(lambda: 1)
+        disk.may_end.set()
+        first.result(PATIENCE)
+    assert not shared.is_doubtful(lambda: 1)
+
+
+@pytest.mark.parametrize(
+    "error", [BusyError("the gate"), ReadOnlyError("r"), SessionStateError("")]
+)
+def test_a_commit_that_is_made_never_asks_to_be_tried_again(repo, monkeypatch, error):
+    """Whoever tries again at a TimeoutError would commit twice."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Flushes, "is_doubtful", fail)
+    with pytest.raises((StorageError, SessionStateError), match="is made") as told:
+        write(repo, b"made")
+    assert not isinstance(told.value, TimeoutError)
+    assert isinstance(told.value, SessionStateError) == isinstance(error, SessionStateError)
+    assert repo.log("main")[0].message == "write"
+
+
+def test_a_repository_that_is_closed_cannot_flush(path):
+    with vzarr.open(path, author="Test") as repo:
+        environment = repo._environment
+    with pytest.raises(SessionStateError, match="closed"):
+        environment.sync()
 
 
 def test_who_waits_for_a_flush_that_fails_is_told(disk, monkeypatch):
@@ -214,30 +343,13 @@ def hold_the_gate(pipe: Connection, path: str) -> None:
         pipe.recv()
 
 
-def come_to_the_gate(pipe: Connection, path: str) -> int:
-    with vzarr.open(path, author="Test") as repo:
-        pipe.send("open")
-        pipe.recv()
-        write(repo, b"next")
-        return repo._environment.last_txn_id()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs open file locks")
-def test_the_gate_tells_of_the_next_process(repo):
-    environment = repo._environment
-    gate, before = environment._access.gate, environment.last_txn_id()
-    second = Other(come_to_the_gate, repo.path)
-    assert second.receive() == "open"
-    first = Other(hold_the_gate, repo.path)
-    assert first.receive() == "through"
-    # It may be late, and there is nobody behind it.
-    assert not gate.is_wanted()
-    second.send()
-    until(gate.is_wanted)
-    first.send()
-    assert second.result() == before + 1
-    first.result()
-    assert not gate.is_wanted()
+def test_another_process_is_not_waited_for(repo):
+    """Nobody knows what its opening of the file was told."""
+    other = Other(hold_the_gate, repo.path)
+    assert other.receive() == "through"
+    assert not repo._environment._access.gate.is_wanted()
+    other.send()
+    other.result()
 
 
 def test_who_gave_up_at_the_gate_is_not_next(repo):

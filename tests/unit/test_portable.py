@@ -278,3 +278,10 @@ def test_nothing_is_cut_off_while_somebody_writes(path):
         os.close(other)
     vzarr.open(path).close()
     assert os.path.getsize(path) == length
+
+
+@posix
+@pytest.mark.parametrize("pid", [2**31, 2**63, 2**64 - 1])
+def test_a_number_that_no_process_can_have(pid):
+    """A file may name it."""
+    assert portable.process_started(pid) is None

@@ -71,6 +71,33 @@ def test_it_is_not_worth_a_thread_for_little(calls, monkeypatch):
     assert not calls[0]
 
 
+def no_thread(*_, **__):
+    raise RuntimeError("can't start new thread")
+
+
+def test_it_does_without_where_no_thread_is_to_be_had(calls, monkeypatch):
+    monkeypatch.setattr("_thread.start_new_thread", no_thread)
+    with early_writeback(7, LARGE):
+        pass
+    assert not calls[0]
+
+
+def test_large_commits_and_copies_need_no_thread(repo, tmp_path, monkeypatch):
+    large = [os.urandom(1 << 20) for _ in range(40)]
+    monkeypatch.setattr("vzarr.changes._tasks", None)
+    monkeypatch.setattr("_thread.start_new_thread", no_thread)
+    monkeypatch.setattr("threading._start_new_thread", no_thread, raising=False)
+    monkeypatch.setattr("threading._start_joinable_thread", no_thread, raising=False)
+    session = repo.session("main")
+    for number, data in enumerate(large):
+        session.set(f"large/{number}", data)
+    session.commit("large")
+    repo.backup(tmp_path / "copy.vzarr", verify=None)
+    monkeypatch.undo()
+    with vzarr.open(tmp_path / "copy.vzarr", mode="r") as copy:
+        assert copy.session("main").get("large/7") == large[7]
+
+
 def test_a_system_without_such_a_call_goes_without(monkeypatch):
     monkeypatch.setattr(writeback, "_system_call", lambda: None)
     with early_writeback(7, LARGE):
