@@ -19,6 +19,7 @@ from vzarr.format import DOCUMENTS, Entry
 from vzarr.leases import Lease
 from vzarr.objects import root_digest
 from vzarr.portable import at_fork
+from vzarr.printable import plural
 from vzarr.workspace import Workspace
 
 # At the end of the process nobody wants to wait for long.
@@ -127,7 +128,7 @@ def _counted(chunks: int, documents: int) -> str:
     """Say how many, in words; empty where there is neither, but a move."""
     more = "more than " if chunks == _MOST_CHUNKS else ""
     parts = [
-        f"{more}{number:,} {noun}{'' if number == 1 else 's'}"
+        f"{more}{number:,} {noun}{plural(number)}"
         for number, noun in ((chunks, "chunk"), (documents, "document"))
         if number
     ]

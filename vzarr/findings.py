@@ -7,6 +7,7 @@ from typing import Literal, final
 
 from vzarr.merge import format_region
 from vzarr.metadata import Region
+from vzarr.printable import plural
 
 Level = Literal["quick", "full"]
 """How far a check goes: "quick" at everything but the bytes of chunks, "full" at these too."""
@@ -226,7 +227,7 @@ def cost_of(place: Place, where: str) -> str:
 
 
 def _lost(place: Place) -> str:
-    return f"{place.count:,} value{'s' if place.count != 1 else ''} ({place.nbytes:,} bytes)"
+    return f"{place.count:,} value{plural(place.count)} ({place.nbytes:,} bytes)"
 
 
 def _span(place: Place) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vzarr import graph
 from vzarr.html import ROW_PIXELS, Markup, tag
+from vzarr.printable import plural
 
 if TYPE_CHECKING:
     from vzarr.history import Commit
@@ -92,4 +93,4 @@ def _place(column: int) -> int:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what}{plural(number)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from vzarr.errors import InvalidInputError
-from vzarr.printable import printable
+from vzarr.printable import plural, printable
 
 MARK = ".vzarr-import"
 """The key under which a session says what it is an import of; gone when that is committed."""
@@ -52,7 +52,10 @@ class ImportReport:
     def __str__(self) -> str:
         if self.commits is not None:
             return self._history()
-        what = f"{self.arrays:,} arrays, {self.groups:,} groups and {self.chunks:,} chunks"
+        what = (
+            f"{self.arrays:,} array{plural(self.arrays)}, {self.groups:,} group"
+            f"{plural(self.groups)} and {self.chunks:,} chunk{plural(self.chunks)}"
+        )
         rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
         done = f"in {self.seconds:.1f} s ({rate:,.0f} MB/s)"
         gone = " The source was deleted." if self.consumed else ""

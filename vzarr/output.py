@@ -338,8 +338,3 @@ def spell_numbers(*numbers: float) -> list[str]:
 def first_line(message: str) -> str:
     """Give the first line of a message."""
     return message.partition("\n")[0]
-
-
-def plural(number: int, ending: str = "s") -> str:
-    """Give the ending that a word gets, unless there is one of it."""
-    return "" if number == 1 else ending

@@ -25,3 +25,8 @@ def printable(text: str, *, lines: bool = False) -> str:
 def _spell(found: re.Match[str]) -> str:
     code = ord(found.group())
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def plural(number: int, ending: str = "s") -> str:
+    """Give the ending that a word gets, unless there is one of it."""
+    return "" if number == 1 else ending

@@ -34,10 +34,9 @@ from vzarr.output import (
     BRANCH,
     HEADING,
     first_line,
-    plural,
     spell_time,
 )
-from vzarr.printable import printable
+from vzarr.printable import plural, printable
 from vzarr.tree import MAX_NODES
 
 

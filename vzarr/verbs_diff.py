@@ -20,8 +20,8 @@ from vzarr.diff import Diff, NodeChange
 from vzarr.errors import AbsentError, CorruptError
 from vzarr.facts import CHANGE_KEYS, COMMIT_KEYS, Names, change_facts
 from vzarr.history import Commit
-from vzarr.output import ADDED, CHANGED, QUIET, REMOVED, Cell, Output, plural, spell_numbers
-from vzarr.printable import printable
+from vzarr.output import ADDED, CHANGED, QUIET, REMOVED, Cell, Output, spell_numbers
+from vzarr.printable import plural, printable
 from vzarr.repository import Repository
 from vzarr.verbs_log import commit_lines
 

@@ -14,7 +14,8 @@ from vzarr.command import file_argument, no_branch, open_file, output, require_b
 from vzarr.errors import InvalidInputError, RefNotFoundError
 from vzarr.facts import COMMIT_KEYS, Names
 from vzarr.history import Commit
-from vzarr.output import BRANCH, QUIET, first_line, plural, spell_time
+from vzarr.output import BRANCH, QUIET, first_line, spell_time
+from vzarr.printable import plural
 from vzarr.verbs_log import commit_lines
 
 if TYPE_CHECKING:

@@ -39,6 +39,13 @@ def test_a_new_file(source, path):
     assert again.stdout.startswith("Nothing to commit: sea of branch main has all of")
 
 
+def test_one_of_each_is_said_so(source, path):
+    for other in ("README.txt", "zarr.json"):
+        (source / other).unlink(missing_ok=True)
+    said = run(source / "raw", path).stdout
+    assert "1 array, 0 groups and " in said
+
+
 def test_json(source, path):
     facts = json.loads(run(source, path, "--json").stdout)
     assert (facts["arrays"], facts["groups"], facts["chunks"]) == (2, 2, 18)
