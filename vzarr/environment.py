@@ -315,7 +315,11 @@ class Environment:
             self._access.complete_file()
 
     def last_txn_id(self) -> int:
-        """Give the number of the newest commit, by whatever process. About a microsecond."""
+        """Give the number of the newest commit, by whatever process. About a microsecond.
+
+        A read txn that begins at once may not see that one yet: LMDB writes it down before it lets
+        others see it. What a txn sees, its ``id`` tells.
+        """
         with self._access.inside() as opened:
             return self._access.earlier_txns + opened.handle.info()["last_txnid"]
 

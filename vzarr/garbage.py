@@ -233,18 +233,18 @@ class _Collector:
 
     def _catch_up(self) -> None:
         """Mark what is reachable and not marked yet, as of now. Holds no lock."""
-        # Asked for before the look: what is committed in between may be looked at twice.
-        newest = self._environment.last_txn_id()
-        if newest == self._seen:
+        if self._environment.last_txn_id() == self._seen:
             return
         with self._environment.read() as txn:
+            # Not what was asked for above: a commit shows there just before txns begin to see it.
+            seen = txn.id
             self._marks.look_ahead(txn)
             self._liveness.look(txn)
         self._walk()
         with self._environment.read() as txn:
             self._adopt_strays(txn)
         self._walk()
-        self._seen = newest
+        self._seen = seen
 
     def _walk(self) -> None:
         done = False

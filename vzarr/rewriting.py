@@ -80,9 +80,9 @@ class Planner:
 
     def plan(self) -> Plan:
         """Find what is to become of each commit. What an earlier plan found is not done again."""
-        # Asked for before the look: what is committed in between may be looked at twice.
-        self.seen = self._environment.last_txn_id()
         with self._environment.read() as txn:
+            # The environment would tell of a commit just before txns begin to see it.
+            self.seen = txn.id
             commits = _commits(txn, self._environment.path)
             plan = Plan(commits, _reachable(txn, commits))
         paths = self._follow(plan)

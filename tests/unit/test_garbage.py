@@ -1098,3 +1098,26 @@ def test_leases_without_an_owner_are_told_from_others(repo):
         record = leases.find(txn, session._lease.id)
     assert (record.token, record.staged) == (NOBODY, None)
     assert record.checkpoint == session._lease.record.checkpoint
+
+
+def test_a_commit_that_txns_do_not_see_yet_is_kept(repo, monkeypatch):
+    """LMDB writes down the number of a commit a moment before read txns begin to see it."""
+    environment, real = repo._environment, Environment.last_txn_id
+    told, committed = [], []
+
+    def ahead(self):
+        told.append(real(self) + (not told))
+        return told[-1]
+
+    def commits(self):
+        session = repo.session("main")
+        session.set("a", b"of the other writer")
+        committed.append(session.commit("meanwhile"))
+        session.close()
+        assert real(environment) == told[0], "the number that was told ahead"
+
+    monkeypatch.setattr(Environment, "last_txn_id", ahead)
+    monkeypatch.setattr(garbage._Collector, "_end_sessions", commits)
+    repo.gc()
+    assert repo.show("main").id == committed[0]
+    assert repo.check("full").ok
