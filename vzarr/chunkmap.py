@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, final
 
-from vzarr.html import Markup, clip, tag
+from vzarr.html import Markup, clip, svg, tag
 
 if TYPE_CHECKING:
     from vzarr.metadata import ArrayMetadata
@@ -336,19 +336,16 @@ def draw(plan: Plan, marks: Marks, label: str) -> Markup:
     """
     outer = _outer(plan)
     width, height = (math.ceil(length) + 2 for length in outer)
-    return tag(
-        "svg",
-        tag("title", label),
+    return svg(
+        label,
         *_areas(plan),
         _grid(plan),
         *(part for cell in sorted(marks.cells) for part in _cell(plan, marks, cell, outer)),
         _glyphs(marks, outer),
         css="map",
-        role="img",
-        aria_label=label,
         width=width,
         height=height,
-        viewBox=f"-1 -1 {width} {height}",
+        margin=1,
     )
 
 

@@ -13,8 +13,8 @@ from typing import TypeVar, final
 from vzarr import portable
 from vzarr.activity import uninterrupted
 from vzarr.errors import CorruptError, InvalidInputError, NotFoundError
-from vzarr.format import Blob, chunk_digest
-from vzarr.objects import Bytes
+from vzarr.format import Blob
+from vzarr.objects import Bytes, require_digest
 from vzarr.session import Session
 from vzarr.system import cores
 
@@ -92,14 +92,7 @@ class Contents:
             yield lambda blob: self._verified(blob, read(blob))
 
     def _verified(self, blob: Blob, data: Bytes) -> Bytes:
-        if chunk_digest(data) != blob.digest:
-            path = self._session.environment.path
-            raise CorruptError(
-                f"chunk {blob.digest.hex()[:12]} of {path} is damaged: its bytes do not match its "
-                "digest",
-                path=path,
-            )
-        return data
+        return require_digest(blob, data, self._session.environment.path)
 
 
 def batches(items: Iterable[tuple[str, Blob]], *, keys: int = _BATCH_KEYS) -> Iterator[Batch]:

@@ -167,7 +167,7 @@ class NodeChange:
     def _pairs(self, source: _Source, meter: Meter) -> Iterator[Pair]:
         from vzarr.statistics import Pair
 
-        for key, *sides in source.indexes.diff(*self._trees):
+        for key, *sides in self._index_changes():
             old, new = (None if side is None else source.read(decode_blob(side)) for side in sides)
             yield Pair(decode_coordinates(key), old, new)
             meter.step(1)

@@ -30,7 +30,7 @@ from vzarr.errors import (
 from vzarr.format import DOCUMENTS
 from vzarr.objects import Objects
 from vzarr.outlets import Remote, fill_directory, fill_zip
-from vzarr.printable import printable
+from vzarr.printable import pace, printable
 from vzarr.progress import Meter, Progress
 from vzarr.session import Session
 
@@ -80,20 +80,18 @@ class ExportReport:
         if self.commits is not None:
             return self._history()
         what = self.path or "everything"
-        rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
         line = (
             f"{self.target}: {what} of {self.commit[:12]}, {self.keys:,} keys with "
-            f"{self.nbytes:,} bytes, in {self.seconds:.1f} s ({rate:,.0f} MB/s)."
+            f"{self.nbytes:,} bytes, {pace(self.nbytes, self.seconds)}."
         )
         return line if self.root is None else f"{line}\nroot {self.root}"
 
     def _history(self) -> str:
-        rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
         names = printable(", ".join(self.names)) or "no name moved"
         return (
             f"{self.target}: {self.commits:,} commits replayed ({self.known:,} were there), "
-            f"{self.keys:,} keys with {self.nbytes:,} bytes; {names}; in {self.seconds:.1f} s "
-            f"({rate:,.0f} MB/s)."
+            f"{self.keys:,} keys with {self.nbytes:,} bytes; {names}; "
+            f"{pace(self.nbytes, self.seconds)}."
         )
 
     __repr__ = __str__

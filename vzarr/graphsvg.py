@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vzarr import graph
-from vzarr.html import ROW_PIXELS, Markup, tag
+from vzarr.html import ROW_PIXELS, Markup, svg, tag
 from vzarr.printable import plural
 
 if TYPE_CHECKING:
@@ -29,17 +29,13 @@ def draw_graph(commits: Sequence[Commit]) -> Markup:
     width, height = min(lanes, MAX_LANES) * _LANE_PIXELS, len(rows) * ROW_PIXELS
     merges = sum(len(commit.parents) > 1 for commit in commits)
     label = f"graph of {_count(len(rows), 'commit')}, {_count(merges, 'merge')}"
-    return tag(
-        "svg",
-        tag("title", label),
+    return svg(
+        label,
         *_lines(rows, commits),
         *(_node(number, row, commits[number]) for number, row in enumerate(rows)),
         css="graph",
-        role="img",
-        aria_label=label,
         width=width,
         height=height,
-        viewBox=f"0 0 {width} {height}",
     )
 
 

@@ -53,6 +53,24 @@ def tag(
     return Markup(f"<{name}{heads}>{inner}</{name}>")
 
 
+def svg(label: str, *parts: str, css: str, width: float, height: float, margin: int = 0) -> Markup:
+    """Make a picture, which ``label`` describes to who does not see it.
+
+    Its origin is ``margin`` away from the corner, to which ``width`` and ``height`` reach.
+    """
+    return tag(
+        "svg",
+        tag("title", label),
+        *parts,
+        css=css,
+        role="img",
+        aria_label=label,
+        width=width,
+        height=height,
+        viewBox=f"{-margin} {-margin} {width} {height}",
+    )
+
+
 def join(parts: Iterable[str], between: str = "") -> Markup:
     """Put pieces one after the other; those that are not ``Markup`` are escaped."""
     return Markup(

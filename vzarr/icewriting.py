@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, final
 
-from vzarr.errors import CorruptError
-from vzarr.format import EMPTY_ENTRY, Blob, Layout, chunk_digest
+from vzarr.format import EMPTY_ENTRY, Blob, Layout
 from vzarr.icestorage import wait
 from vzarr.metadata import ArrayMetadata, node_metadata
 from vzarr.nodediff import DOCUMENT, NodeDiff, NodeDiffs
-from vzarr.objects import Objects
+from vzarr.objects import Objects, require_digest
 from vzarr.progress import Meter
 
 if TYPE_CHECKING:
@@ -88,16 +87,8 @@ class Writer:
                 self._meter.step(blob.length if self._by_bytes else 1)
 
     def _read(self, blob: Blob) -> bytes:
-        data = bytes(self._objects.fetch(blob))
-        # What leaves the file has no other proof.
-        if chunk_digest(data) != blob.digest:
-            path = self._objects.environment.path
-            raise CorruptError(
-                f"chunk {blob.digest.hex()[:12]} of {path} is damaged: its bytes do not match its "
-                "digest",
-                path=path,
-            )
-        return data
+        data = self._objects.fetch(blob)
+        return bytes(require_digest(blob, data, self._objects.environment.path))
 
 
 @final

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from vzarr.errors import InvalidInputError
-from vzarr.printable import plural, printable
+from vzarr.printable import pace, plural, printable
 
 MARK = ".vzarr-import"
 """The key under which a session says what it is an import of; gone when that is committed."""
@@ -56,8 +56,7 @@ class ImportReport:
             f"{self.arrays:,} array{plural(self.arrays)}, {self.groups:,} group"
             f"{plural(self.groups)} and {self.chunks:,} chunk{plural(self.chunks)}"
         )
-        rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
-        done = f"in {self.seconds:.1f} s ({rate:,.0f} MB/s)"
+        done = pace(self.nbytes, self.seconds)
         gone = " The source was deleted." if self.consumed else ""
         if self.commit is None:
             where = self.path or "its root"
@@ -71,12 +70,11 @@ class ImportReport:
         )
 
     def _history(self) -> str:
-        rate = self.nbytes / max(self.seconds, 1e-6) / 1e6
         names = printable(", ".join(self.names)) or "no name moved"
         return (
             f"{self.source}: {self.commits:,} commits taken over ({self.known:,} were here), "
             f"{self.chunks:,} chunks, {self.nbytes:,} bytes, {self.new_bytes:,} of them new; "
-            f"{names}; in {self.seconds:.1f} s ({rate:,.0f} MB/s)."
+            f"{names}; {pace(self.nbytes, self.seconds)}."
         )
 
     __repr__ = __str__

@@ -326,6 +326,20 @@ def copy(data: Bytes) -> Bytes:
     return buffers.pool.copy(data)
 
 
+def require_digest(blob: Blob, data: Bytes, path: str) -> Bytes:
+    """Give the bytes of a value that leave the file at ``path``, where they have no other proof.
+
+    Raises ``CorruptError`` if they do not match their digest, whatever their checksum. O(n).
+    """
+    if chunk_digest(data) != blob.digest:
+        raise CorruptError(
+            f"chunk {blob.digest.hex()[:12]} of {path} is damaged: its bytes do not match its "
+            "digest",
+            path=path,
+        )
+    return data
+
+
 def _is_intact(blob: Blob, data: Bytes, checksum: bytes | None) -> bool:
     # A checksum that is damaged itself says nothing.
     if checksum is not None and chunk_checksum(data) == checksum:

@@ -30,3 +30,8 @@ def _spell(found: re.Match[str]) -> str:
 def plural(number: int, ending: str = "s") -> str:
     """Give the ending that a word gets, unless there is one of it."""
     return "" if number == 1 else ending
+
+
+def pace(nbytes: int, seconds: float) -> str:
+    """Say how long so many bytes took, and how many that is in a second."""
+    return f"in {seconds:.1f} s ({nbytes / max(seconds, 1e-6) / 1e6:,.0f} MB/s)"

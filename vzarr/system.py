@@ -23,6 +23,10 @@ _NETWORK_FILE_SYSTEMS = frozenset(
     }
 )
 
+# A little less than glibc's DEFAULT_MMAP_THRESHOLD_MAX.
+_LARGEST_KEPT_BYTES = 31 << 20
+_keeps_freed_memory = False
+
 
 def cores() -> int:
     """Count the processor's cores that this process may use."""
@@ -144,13 +148,6 @@ def _unescape(field: str) -> str:
 
 def _below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
-# A little less than glibc's DEFAULT_MMAP_THRESHOLD_MAX.
-_LARGEST_KEPT_BYTES = 31 << 20
-
-
-_keeps_freed_memory = False
 
 
 def keep_freed_memory() -> None:
