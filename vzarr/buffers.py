@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias, final
 
@@ -22,22 +23,25 @@ Array: TypeAlias = npt.NDArray[np.uint8]
 _BUDGET_BYTES = 64 << 20
 # A buffer serves requests down to half its size, so that edge chunks and codecs' output share.
 _WASTE = 2
+# Whoever took a buffer first is mostly done with it first: so many of the oldest are looked at.
+_LOOKS = 8
 
 
 @final
 class BufferPool:
-    """Buffers by who refers to them. Thread-safe."""
+    """Buffers by who refers to them. Thread-safe; O(1) for each that is taken, however many."""
 
-    __slots__ = ("_arrays", "_budget", "_idle", "_lock")
+    __slots__ = ("_arrays", "_budget", "_idle", "_lock", "_nbytes")
 
     def __init__(self, budget: int = _BUDGET_BYTES) -> None:
         self._budget = budget
         self._lock = threading.Lock()
-        # How many references an idle buffer has as seen in the loop differs between Pythons.
-        self._arrays: list[Array] = [np.empty(1, np.uint8)]
-        self._idle = 0
-        self._idle = next(count for _, count in self._references())
-        self._arrays = []
+        # The one that was taken longest ago is the first.
+        self._arrays: deque[Array] = deque([np.empty(1, np.uint8)])
+        # How many references an idle buffer has as seen from there differs between Pythons.
+        _, self._idle = self._oldest()
+        self._arrays.clear()
+        self._nbytes = 0
 
     def copy(self, data: memoryview | bytes | Array) -> memoryview:
         """Copy bytes into a buffer; read-only. O(n), without the GIL.
@@ -66,28 +70,36 @@ class BufferPool:
             return (self._make(nbytes) if found is None else found)[:nbytes]
 
     def _find(self, nbytes: int) -> Array | None:
-        # A function, because a variable that goes on after the loop would keep the last one busy.
-        for array, references in self._references():
+        for _ in range(min(_LOOKS, len(self._arrays))):
+            array, references = self._oldest()
             if references == self._idle and nbytes <= array.size <= _WASTE * nbytes:
                 return array
         return None
 
     def _make(self, nbytes: int) -> Array:
         array = np.empty(nbytes, np.uint8)
-        free = self._budget - sum(kept.size for kept in self._arrays) - nbytes
-        if free < 0:
-            # Other sizes are in demand now.
-            self._arrays = [
-                kept for kept, references in self._references() if references != self._idle
-            ]
-            free = self._budget - sum(kept.size for kept in self._arrays) - nbytes
-        if free >= 0:
+        self._make_room(nbytes)
+        if self._nbytes + nbytes <= self._budget:
             self._arrays.append(array)
+            self._nbytes += nbytes
         return array
 
-    def _references(self) -> list[tuple[Array, int]]:
-        """Count the references of each buffer, always in the same way."""
-        return [(array, sys.getrefcount(array)) for array in self._arrays]
+    def _make_room(self, nbytes: int) -> None:
+        """Let idle buffers go: other sizes are in demand now."""
+        busy = 0
+        while self._arrays and self._nbytes + nbytes > self._budget and busy < _LOOKS:
+            array, references = self._oldest()
+            if references == self._idle:
+                self._arrays.pop()
+                self._nbytes -= array.size
+            else:
+                busy += 1
+
+    def _oldest(self) -> tuple[Array, int]:
+        """Give the first buffer, which is the last one now, and count its references."""
+        array = self._arrays[0]
+        self._arrays.rotate(-1)
+        return array, sys.getrefcount(array)
 
 
 pool = BufferPool()

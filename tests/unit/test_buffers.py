@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from vzarr import system
-from vzarr.buffers import BufferPool
+from vzarr.buffers import _LOOKS, BufferPool
 
 
 def address(data: memoryview) -> int:
@@ -72,6 +73,22 @@ def test_the_pool_keeps_no_more_than_its_budget():
     assert [array.size for array in pool._arrays] == [3000]
     assert address(pool.copy(bytes(3000))) == where
     assert sum(array.size for array in pool._arrays) <= 3000
+
+
+@pytest.mark.parametrize("kept", [100, 1000])
+def test_a_buffer_costs_the_same_however_many_there_are(kept, monkeypatch):
+    looks = []
+
+    def getrefcount(found: object) -> int:
+        looks.append(found)
+        return sys.getrefcount(found)
+
+    monkeypatch.setattr("vzarr.buffers.sys", SimpleNamespace(getrefcount=getrefcount))
+    pool = BufferPool(budget=kept * 1000)
+    held = [pool.copy(bytes(1000)) for _ in range(2 * kept)]
+    looks.clear()
+    held.append(pool.copy(bytes(1000)))
+    assert 0 < len(looks) <= 2 * _LOOKS
 
 
 def test_a_buffer_is_filled_by_a_function_and_then_stays():
