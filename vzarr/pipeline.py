@@ -34,6 +34,7 @@ from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
 from vzarr.errors import InvalidInputError
+from vzarr.plaincodec import Plain, cut
 from vzarr.system import cores
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
 
-    from vzarr.format import Blob
     from vzarr.objects import Bytes
     from vzarr.store import VzarrStore
 
@@ -49,8 +49,8 @@ _IS_FUSED = hasattr(pipelines, "FusedCodecPipeline")
 # Without the fused pipeline, none is made of the class below.
 _Fused: Any = getattr(pipelines, "FusedCodecPipeline", BatchedCodecPipeline)
 
-Find: TypeAlias = "Callable[[str], Blob | None]"
-Read: TypeAlias = "Callable[[Blob], Bytes]"
+Get: TypeAlias = "Callable[[str], Bytes | None]"
+Put: TypeAlias = "Callable[[str, Buffer | bytes | None], None]"
 # A chunk of a batch: where it is, what it is, which part of it, where that goes, if it is all.
 _Item: TypeAlias = "tuple[Any, ArraySpec, Any, Any, bool]"
 
@@ -120,14 +120,11 @@ class VzarrCodecPipeline(_Fused):  # type: ignore[misc]
         if store is None:
             return tuple(await super().read(batch, out, drop_axes))
         results: list[Any] = [None] * len(batch)
+        plain = self._plain(batch, out, drop_axes)
 
         def read_part(part: slice) -> None:
-            with _no_view_kept(), store.reading() as (find, read):
-                items = [
-                    (_Source(find, read, path.path), spec, chunk, where, is_all)
-                    for path, spec, chunk, where, is_all in batch[part]
-                ]
-                results[part] = self.read_sync(items, out, drop_axes)
+            with _no_view_kept(), store.reading() as get:
+                results[part] = self._read_part(plain, batch[part], out, drop_axes, get)
 
         # Some wait for the disk while others decode.
         await _share(batch, read_part, inline=True, threads=_workers(2))
@@ -142,27 +139,86 @@ class VzarrCodecPipeline(_Fused):  # type: ignore[misc]
         if store is None:
             await super().write(batch, value, drop_axes)
             return
+        plain = self._plain(batch, value, drop_axes)
 
         def write_part(part: slice) -> None:
             with store.writing() as put:
-                items = [
-                    (_Target(store, put, path.path), spec, chunk, where, is_all)
-                    for path, spec, chunk, where, is_all in batch[part]
-                ]
-                self.write_sync(items, value, drop_axes)
+                items = batch[part]
+                if plain is not None:
+                    items = _write_plain(plain, items, value, put)
+                targets = [(_Target(store, put, path.path), *rest) for path, *rest in items]
+                self.write_sync(targets, value, drop_axes)
 
         await _share(batch, write_part, inline=not store.waits, threads=_workers(1))
+
+    def _read_part(
+        self,
+        plain: Plain | None,
+        items: list[_Item],
+        out: NDBuffer,
+        drop_axes: tuple[int, ...],
+        get: Get,
+    ) -> list[Any]:
+        found = [None] * len(items) if plain is None else _read_plain(plain, items, out, get)
+        others = [number for number, result in enumerate(found) if result is None]
+        sources = [(_Source(get, items[n][0].path), *items[n][1:]) for n in others]
+        for number, result in zip(others, self.read_sync(sources, out, drop_axes), strict=True):
+            found[number] = result
+        return found
+
+    def _plain(
+        self, batch: list[_Item], array: NDBuffer, drop_axes: tuple[int, ...]
+    ) -> Plain | None:
+        """Find out how to read or write the chunks without asking zarr about each, if one can."""
+        spec = batch[0][1]
+        if drop_axes or any(item[1] is not spec for item in batch):
+            return None
+        return Plain.of(spec, self.codecs, array)
+
+
+def _read_plain(plain: Plain, items: list[_Item], out: NDBuffer, get: Get) -> list[Any]:
+    """Read chunks as zarr would, and tell of each whether it was there; None if zarr must read."""
+    target: Any = out.as_ndarray_like()
+    results: list[Any] = []
+    for path, _, chunk, where, _ in items:
+        data = get(path.path)
+        if data is None:
+            target[where] = plain.fill
+            results.append({"status": "missing"})
+            continue
+        part = plain.decode(data)
+        if part is None:
+            results.append(None)
+            continue
+        target[where] = cut(part, chunk)
+        results.append({"status": "present"})
+    return results
+
+
+def _write_plain(plain: Plain, items: list[_Item], value: NDBuffer, put: Put) -> list[_Item]:
+    """Write chunks as zarr would, and give those that zarr must write."""
+    source: Any = value.as_ndarray_like()
+    if source.ndim == 0:
+        return items
+    others = []
+    for item in items:
+        path, _, _, where, is_all = item
+        data = plain.encode(cut(source, where)) if is_all else None
+        if data is None:
+            others.append(item)
+        else:
+            put(path.path, data)
+    return others
 
 
 @final
 class _Source:
     """A chunk's value as a codec pipeline reads it, all of it or parts; looked up once."""
 
-    __slots__ = ("_data", "_find", "_path", "_read")
+    __slots__ = ("_data", "_get", "_path")
 
-    def __init__(self, find: Find, read: Read, path: str) -> None:
-        self._find = find
-        self._read = read
+    def __init__(self, get: Get, path: str) -> None:
+        self._get = get
         self._path = path
         self._data: Bytes | None = None
 
@@ -170,13 +226,9 @@ class _Source:
         self, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Give the value in LMDB's memory, or None."""
-        data = self._data
-        if data is None:
-            blob = self._find(self._path)
-            if blob is None:
-                return None
-            data = self._data = self._read(blob)
-        return to_buffer(data, prototype, byte_range)
+        if self._data is None:
+            self._data = self._get(self._path)
+        return None if self._data is None else to_buffer(self._data, prototype, byte_range)
 
 
 @final
@@ -185,9 +237,7 @@ class _Target:
 
     __slots__ = ("_path", "_put", "_store")
 
-    def __init__(
-        self, store: VzarrStore, put: Callable[[str, Buffer | None], None], path: str
-    ) -> None:
+    def __init__(self, store: VzarrStore, put: Put, path: str) -> None:
         self._store = store
         self._put = put
         self._path = path

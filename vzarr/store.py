@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from datetime import datetime
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from vzarr import pipeline
 from vzarr.errors import NotFoundError, ReadOnlyError, SessionStateError
 from vzarr.fork import Fork
 from vzarr.objects import LARGE_BYTES, Bytes, copy
-from vzarr.pipeline import Find, Read, to_buffer
+from vzarr.pipeline import Get, Put, to_buffer
 from vzarr.session import Session, open_sessions
 
 if TYPE_CHECKING:
@@ -167,12 +167,18 @@ class VzarrStore(Store):
         return to_buffer(data, prototype, byte_range)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[tuple[Find, Read]]:
-        """Give functions that find values, and read them without copying: ``Session.in_place``."""
+    def reading(self) -> Iterator[Get]:
+        """Give a function that reads values without copying them: ``Session.in_place``."""
         self._is_open = True
         self._follow()
+        find = self._session.find
         with self._session.in_place() as read:
-            yield self._session.find, read
+
+            def get(key: str) -> Bytes | None:
+                blob = find(key)
+                return None if blob is None else read(blob)
+
+            yield get
 
     async def get_partial_values(
         self,
@@ -266,7 +272,7 @@ class VzarrStore(Store):
         return isinstance(self._session, Fork) or self._autocommit is not False
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Callable[[str, Buffer | None], None]]:
+    def writing(self) -> Iterator[Put]:
         """Give a function that sets values, or deletes keys; all is done when the block ends.
 
         The writes to a fork wait for the file together.
@@ -275,17 +281,18 @@ class VzarrStore(Store):
         values: dict[str, Bytes] = {}
         fork = self._session
 
-        def put(key: str, value: Buffer | None) -> None:
+        def put(key: str, value: Buffer | bytes | None) -> None:
+            data = value if value is None or isinstance(value, bytes) else _copy(key, value)
             if isinstance(fork, Fork):
                 self._check_writable()
-                if value is None:
+                if data is None:
                     begun.append(fork.begin_delete(key))
                 else:
-                    values[key] = _copy(key, value)
-            elif value is None:
+                    values[key] = data
+            elif data is None:
                 self.delete_sync(key)
             else:
-                self.set_sync(key, value)
+                self._set(key, data)
 
         try:
             yield put

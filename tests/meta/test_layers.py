@@ -39,10 +39,10 @@ LAYERS = [
     ["environment"],
     ["absence"],
     ["objects", "turns"],
-    ["history", "marking"],
+    ["history", "marking", "plaincodec"],
     ["hierarchy", "refs", "elements", "leases", "traces", "icecommits"],
     ["resolution", "supply", "lineage", "statistics"],
-    ["resizes", "bundlefile", "sampling", "indexdiff"],
+    ["resizes", "bundlefile", "sampling", "indexdiff", "extents"],
     ["changes", "merge", "revisions", "tree", "committing", "liveness", "erasure", "census"],
     [
         "diff",
@@ -55,12 +55,14 @@ LAYERS = [
         "expiry",
         "usage",
         "remotes",
+        "forecast",
     ],
     [
         "icereading",
         "icewriting",
         "arrivals",
         "status",
+        "pending",
         "blame",
         "autosave",
         "endings",
@@ -88,6 +90,7 @@ LAYERS = [
     ["repository"],
     ["opening"],
     ["xarray", "fsspec", "registration", "flatmap", "notebook"],
+    ["console"],
     ["output"],
     ["facts", "viewing"],
     ["command"],
@@ -137,7 +140,7 @@ WALLS = {
         "verbs_view",
     },
     "icechunk": {"icestorage", "icecommits", "icereading", "icewriting", "replay", "adoption"},
-    "rich": {"output", "demo"},
+    "rich": {"console", "output", "demo"},
 }
 
 
