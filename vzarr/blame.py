@@ -33,6 +33,7 @@ from vzarr.history import Commit
 from vzarr.merge import format_region
 from vzarr.metadata import ArrayMetadata, Region
 from vzarr.objects import Objects, Overlay
+from vzarr.progress import Meter, Progress
 
 Coordinates = tuple[int, ...]
 _SHOWN_CHUNKS = 4
@@ -122,16 +123,24 @@ class _Suspect:
     keys: set[bytes] = field(default_factory=set)
 
 
-def blame(objects: Objects, head: Digest, path: str, region: object = None) -> Blame:
+def blame(
+    objects: Objects,
+    head: Digest,
+    path: str,
+    region: object = None,
+    *,
+    progress: Progress | None = None,
+) -> Blame:
     """Find the last commit to change each chunk of an array; see ``Repository.blame``."""
-    return _Blaming(objects).run(head, path, region)
+    return _Blaming(objects, Meter(progress)).run(head, path, region)
 
 
 @final
 class _Blaming:
     """One walk from a commit back to those that changed its array's chunks."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, meter: Meter) -> None:
+        self._meter = meter
         self._environment: Environment = objects.environment
         self._objects = objects
         self._overlay = Overlay(objects)
@@ -148,18 +157,26 @@ class _Blaming:
         entry, node = tree.entry(path), tree.node(path)
         if entry is None or node is None:
             raise NotFoundError(
-                f"there is no array {path!r} in commit {head.hex()[:12]}", name=path
+                f"there is no array {path!r} in commit {head.hex()[:12]}: repo.tree() and "
+                "vzarr tree list what is there",
+                name=path,
             )
         if node.array is None:
-            raise InvalidInputError(f"{path!r} is a group, and blame is for arrays")
+            raise InvalidInputError(f"{path or '/'!r} is a group, and blame is for arrays")
+        self._meter.stage("chunks", 0)
         keys = list(self._select(entry, node.array, region))
         # All that is compared lies between these two.
         self._bounds = (keys[0], keys[-1] + b"\0") if keys else (b"", b"")
         self._suspect(head, path, entry, set(keys), None)
+        with self._environment.read() as txn:
+            # As many at most: it ends where all chunks are known.
+            self._meter.stage("commits", txn.count("commits"))
         while self._queue:
             time, commit = heapq.heappop(self._queue)
             for suspect in self._suspects.pop(commit, {}).values():
                 self._judge(commit, suspect, -time)
+            self._meter.step(1)
+        self._meter.end()
         commits = {
             commit: history.describe(commit, history.get(self._environment, commit))
             for commit in set(self._found.values())

@@ -11,7 +11,7 @@ from vzarr.committing import Settings, change_names
 from vzarr.environment import Environment, Txn
 from vzarr.errors import ConflictError, RefNotFoundError
 from vzarr.format import Digest, TagRecord
-from vzarr.history import Commit, describe, get, now
+from vzarr.history import Commit, check_message, describe, get, now
 from vzarr.refs import Tag
 from vzarr.revisions import resolve
 
@@ -157,6 +157,7 @@ class Tags(_Names):
         and ``RefNotFoundError`` for ``at``.
         """
         refs.check_name(name, "tag")
+        check_message(message)
         commit = self._resolve(at)
         record = TagRecord(commit, message, self._settings.author(), now())
         self._write(lambda txn: refs.create_tag(txn, name, record))

@@ -36,6 +36,7 @@ from vzarr.format import (
 )
 from vzarr.hierarchy import join
 from vzarr.node import decode_node
+from vzarr.progress import Meter
 
 SHARED = -1
 """Stands for several commits."""
@@ -57,7 +58,7 @@ Rows = NDArray[Any]
 class Graph:
     """The commits that refs reach, and which of them do."""
 
-    def __init__(self, txn: Txn, path: str, first: Digest) -> None:
+    def __init__(self, txn: Txn, path: str, first: Digest, meter: Meter) -> None:
         self.names: list[tuple[str, Literal["branch", "tag"]]] = []
         self.commits: dict[Digest, CommitRecord] = {}
         self.sizes: dict[Digest, int] = {}
@@ -65,6 +66,7 @@ class Graph:
         """A bit for each of the names."""
         self._txn = txn
         self._path = path
+        self._meter = meter
         heads: list[tuple[Digest, int]] = []
         for name, commit in refs.branches(txn):
             heads.append((commit, 1 << len(self.names)))
@@ -95,6 +97,7 @@ class Graph:
                 raise _corrupt("commit", commit, self._path)
             self.commits[commit] = record = decode_commit(data)
             self.sizes[commit] = len(data)
+            self._meter.step(1)
             waiting += record.parents
 
     def _mark(self, heads: Sequence[tuple[Digest, int]]) -> None:
@@ -140,13 +143,14 @@ class Mark:
 class Walk:
     """One walk over all objects that are reachable."""
 
-    def __init__(self, txn: Txn, path: str) -> None:
+    def __init__(self, txn: Txn, path: str, meter: Meter) -> None:
         self.nodes: dict[bytes, Mark] = {}
         self.arrays: dict[str, int] = {}
         """Numbers of paths, in the order in which they were met."""
         self.values = Values()
         self._txn = txn
         self._path = path
+        self._meter = meter
         self._left_out = frozenset(absence.noted(txn))
         self._commit = self._names = 0
         self.number: dict[Digest, int] = {}
@@ -163,6 +167,7 @@ class Walk:
         mark = self.nodes.get(digest)
         if mark is None:
             self.nodes[digest] = Mark(size, self._commit, self._names)
+            self._meter.step(1)
             return True
         commit = mark.commit if mark.commit == self._commit else SHARED
         names = mark.names | self._names

@@ -8,6 +8,7 @@ nothing. zarr is not imported here: it takes longer than all that these verbs do
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Never
 
@@ -29,20 +30,41 @@ from vzarr import (
     verbs_upkeep,
     verbs_view,
 )
-from vzarr.command import Commands, note_no_pager
-from vzarr.output import Output
+from vzarr.command import PROBLEM, Commands, abandon_stdout, note_no_pager
+from vzarr.output import Output, complain
 
 __all__ = ["Output", "commands", "main"]
 
 
 def main() -> Never:
     """Run the command line and end the process; the console script ``vzarr``."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show an arrow, and a path that is no Unicode, are no errors.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    commands(prog_name="vzarr")
+    try:
+        commands(prog_name="vzarr")
+    except OSError as error:
+        # Of the help: verbs have told of theirs.
+        abandon_stdout()
+        complain(
+            "vzarr: ", ("error: ", "red"), f"what is printed cannot be written: {error.strerror}"
+        )
+        sys.exit(PROBLEM)
     raise AssertionError("click ends the process")
+
+
+def _open_closed_streams() -> None:
+    """Let nothing be read from, and written to, the streams that the process began without.
+
+    Else files of ours get their numbers, and what a child process prints goes into the repository.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It gets the lowest number that is free.
+            number = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - to the end
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

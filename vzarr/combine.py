@@ -30,6 +30,7 @@ from vzarr.btree import Tree
 from vzarr.committing import Settings, author_of, on_head, require_head
 from vzarr.diff import Diff, Side, diff
 from vzarr.errors import InvalidInputError, MergeConflict, SessionStateError
+from vzarr.forecast import Watched, bytes_to_merge
 from vzarr.format import (
     EMPTY_ENTRY,
     Blob,
@@ -45,6 +46,7 @@ from vzarr.hierarchy import Hierarchy, join
 from vzarr.history import now
 from vzarr.merge import Conflict, Strategy, check_strategy, list_conflicts, merge
 from vzarr.objects import Objects, Overlay, Store
+from vzarr.progress import Meter, Progress
 from vzarr.revisions import resolve
 from vzarr.session import Session
 from vzarr.turns import Turn
@@ -131,6 +133,7 @@ class Combiner:
         message: str | None,
         metadata: Mapping[str, Any] | None,
         author: str | None,
+        progress: Progress | None = None,
     ) -> Digest:
         """Merge a commit into a branch and give the branch's new head."""
         words = _Words.check(message, metadata, author)
@@ -138,8 +141,10 @@ class Combiner:
         other = resolve(self._environment, source, branch=into).commit
         default = self._merge_message(source, into)
         turn = Turn(self._environment, into)
+        meter = Meter(progress)
 
         def attempt(head: Digest) -> Digest:
+            meter.stage("look", 0)
             bases = history.merge_bases(self._environment, [head], [other])
             kind = _kind(head, other, bases)
             if kind == "up to date":
@@ -153,15 +158,26 @@ class Combiner:
                     self._root(other),
                     strategy,
                     f"cannot merge {source} into {into!r}",
+                    meter,
                 )
                 record = self._record(head, words, default, parents=(head, other))
+                meter.stage("commit", 0)
                 return session.commit_as(record, "merge", needs=[other])
 
-        return on_head(self._environment, self._settings, turn, attempt)
+        return self._on_head(turn, attempt, meter)
 
-    def preview(self, source: str | datetime, into: str, strategy: Strategy) -> MergePreview:
+    def preview(
+        self,
+        source: str | datetime,
+        into: str,
+        strategy: Strategy,
+        *,
+        progress: Progress | None = None,
+    ) -> MergePreview:
         """Tell what a merge would do. Writes nothing."""
         _check(into, strategy)
+        meter = Meter(progress)
+        meter.stage("look", 0)
         other = resolve(self._environment, source, branch=into).commit
         with self._environment.read() as txn:
             head = refs.head(txn, into)
@@ -175,7 +191,9 @@ class Combiner:
             merged = self._root(other)
         elif kind == "merge":
             base = self._base(objects, bases)
-            merged, conflicts = merge(objects, base, ours, self._root(other), strategy)
+            sides = (base, ours, self._root(other))
+            merged, conflicts = _merge(objects, sides, strategy, meter)
+        meter.end()
 
         def open_side(side: Side, path: str) -> Any:
             import zarr
@@ -244,6 +262,7 @@ class Combiner:
         message: str | None,
         metadata: Mapping[str, Any] | None,
         author: str | None,
+        progress: Progress | None = None,
     ) -> Digest:
         """Apply what a commit changed on top of a branch and give the new commit's id."""
         words = _Words.check(message, metadata, author)
@@ -264,7 +283,10 @@ class Combiner:
 
         before, after = self._root(parent), self._root(commit)
         what = f"cannot cherry-pick {commit.hex()[:12]} onto {onto!r}"
-        return self._apply(onto, before, after, strategy, what, record, "cherry-pick", commit)
+        meter = Meter(progress)
+        return self._apply(
+            onto, before, after, strategy, what, record, "cherry-pick", commit, meter
+        )
 
     def revert(
         self,
@@ -276,6 +298,7 @@ class Combiner:
         message: str | None,
         metadata: Mapping[str, Any] | None,
         author: str | None,
+        progress: Progress | None = None,
     ) -> Digest:
         """Undo what a commit changed on top of a branch and give the new commit's id."""
         words = _Words.check(message, metadata, author)
@@ -292,7 +315,8 @@ class Combiner:
 
         before, after = self._root(commit), self._root(parent)
         what = f"cannot revert {commit.hex()[:12]} on {on!r}"
-        return self._apply(on, before, after, strategy, what, record, "revert", commit)
+        meter = Meter(progress)
+        return self._apply(on, before, after, strategy, what, record, "revert", commit, meter)
 
     def squash(
         self,
@@ -302,19 +326,23 @@ class Combiner:
         message: str | None,
         metadata: Mapping[str, Any] | None,
         author: str | None,
+        progress: Progress | None = None,
     ) -> Digest:
         """Replace a branch's commits after ``since`` by one and give its id."""
         words = _Words.check(message, metadata, author)
         refs.check_name(branch)
         start = resolve(self._environment, since, branch=branch).commit
         turn = Turn(self._environment, branch)
+        meter = Meter(progress)
 
         def attempt(head: Digest) -> Digest:
+            meter.stage("commits", 0)
             squashed: list[CommitRecord] = []
             for commit, record in history.first_parents(self._environment, head):
                 if commit == start:
                     break
                 squashed.append(record)
+                meter.step(1)
             else:
                 raise InvalidInputError(
                     f"cannot squash {branch!r} since {since}: {start.hex()[:12]} is not on its "
@@ -325,11 +353,12 @@ class Combiner:
             subjects = "\n".join(f"* {_subject(record)}" for record in reversed(squashed))
             number = len(squashed)
             default = f"Squash {number} commit{'s' if number > 1 else ''}\n\n{subjects}"
+            meter.stage("commit", 0)
             with closing(self._session(head, branch, turn)) as session:
                 record = self._record(head, words, default, parents=(start,))
                 return session.commit_as(record, "squash")
 
-        return on_head(self._environment, self._settings, turn, attempt)
+        return self._on_head(turn, attempt, meter)
 
     # ── what they share ──────────────────────────────────────────────────────────────────────────
 
@@ -343,21 +372,28 @@ class Combiner:
         record: Callable[[Digest], CommitRecord],
         operation: str,
         commit: Digest,
+        meter: Meter,
     ) -> Digest:
         """Commit the change from one snapshot to another on top of a branch."""
         turn = Turn(self._environment, branch)
 
         def attempt(head: Digest) -> Digest:
             with closing(self._session(head, branch, turn)) as session:
-                self._combine(session, lambda _: before, after, strategy, what)
+                self._combine(session, lambda _: before, after, strategy, what, meter)
                 if not session.has_changes:
                     raise SessionStateError(
                         f"nothing to commit: {what}, since that changes nothing at its head "
                         f"{head.hex()[:12]}"
                     )
+                meter.stage("commit", 0)
                 return session.commit_as(record(head), operation, needs=[commit])
 
-        return on_head(self._environment, self._settings, turn, attempt)
+        return self._on_head(turn, attempt, meter)
+
+    def _on_head(self, turn: Turn, attempt: Callable[[Digest], Digest], meter: Meter) -> Digest:
+        commit = on_head(self._environment, self._settings, turn, attempt)
+        meter.end()
+        return commit
 
     def _combine(
         self,
@@ -366,11 +402,13 @@ class Combiner:
         theirs: Entry,
         strategy: Strategy,
         what: str,
+        meter: Meter,
     ) -> None:
         """Merge another side into a session's state. Raises ``MergeConflict``."""
 
         def combine(objects: Overlay, ours: Entry) -> Entry:
-            merged, conflicts = merge(objects, base(objects), ours, theirs, strategy)
+            sides = (base(objects), ours, theirs)
+            merged, conflicts = _merge(objects, sides, strategy, meter)
             if conflicts:
                 raise MergeConflict(
                     f"{what}: {list_conflicts(conflicts)}. Nothing was written: say whose to take "
@@ -402,6 +440,20 @@ class Combiner:
         if commit is None:
             return EMPTY_ENTRY
         return self._objects.load_root(history.get(self._environment, commit).root)
+
+
+def _merge(
+    objects: Overlay, sides: tuple[Entry, Entry, Entry], strategy: Strategy, meter: Meter
+) -> tuple[Entry, list[Conflict]]:
+    """Merge base, ours and theirs, and tell how far that is."""
+    if not meter.is_heard:
+        return merge(objects, *sides, strategy)
+    meter.stage("compare", 0)
+    meter.stage("merge", bytes_to_merge(objects, *sides))
+    merged = merge(Watched(objects, meter), *sides, strategy)
+    # Who looks at conflicts later reads through the same store, and is not told of.
+    meter.end()
+    return merged
 
 
 def _check(branch: str, strategy: Strategy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -13,10 +14,17 @@ from typing import Any, TypeVar
 import click
 
 import vzarr
-from vzarr.errors import ConflictError, NotFoundError, RefNotFoundError, VzarrError
+from vzarr.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    RefNotFoundError,
+    StorageError,
+    VzarrError,
+)
 from vzarr.facts import conflict_facts
 from vzarr.opening import Mode
-from vzarr.output import Cell, Output, PlainConsole, one_line, styled
+from vzarr.output import Output, complain
 from vzarr.repository import Repository
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -24,6 +32,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 PROBLEM = 1
 """The exit code where something is wrong, or differs."""
 _INTERRUPTED, _HUNG_UP = 130, 141
+# What the repository's files meet is a ``VzarrError``.
+_OUTPUT_LOST = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Commands(click.Group):
@@ -41,10 +51,11 @@ class Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader, say ``head``, has seen enough.
-            _abandon_stdout()
+            abandon_stdout()
             ctx.exit(_HUNG_UP)
-        except (VzarrError, OSError) as error:
-            _complain(("error: ", "red"), str(error))
+        except (VzarrError, OSError, UnicodeEncodeError) as raised:
+            error = _in_our_words(raised)
+            complain("vzarr: ", ("error: ", "red"), str(error))
             try:
                 about: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
                 if isinstance(error, ConflictError) and error.conflicts:
@@ -53,18 +64,26 @@ class Commands(click.Group):
                 sys.stdout.flush()
             except OSError:
                 # The error was stdout's, say a full disk.
-                _abandon_stdout()
+                abandon_stdout()
             ctx.exit(PROBLEM)
         except KeyboardInterrupt:
-            _complain("interrupted")
+            complain("vzarr: interrupted")
             ctx.exit(_INTERRUPTED)
 
 
-def _complain(*cells: Cell) -> None:
-    PlainConsole(stderr=True).print(one_line(styled(["vzarr: ", *cells])))
+def _in_our_words(error: Exception) -> Exception:
+    if isinstance(error, UnicodeEncodeError):
+        # Of an argument: what is printed is escaped.
+        return InvalidInputError(
+            f"{error.object!r} is not valid Unicode, as all names, paths and messages have to be"
+        )
+    if type(error) is OSError and error.errno in _OUTPUT_LOST:
+        what = f"what is printed cannot be written: {error.strerror}"
+        return StorageError(what, code=error.errno)
+    return error
 
 
-def _abandon_stdout() -> None:
+def abandon_stdout() -> None:
     """Keep Python from writing what is left, and failing again, at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

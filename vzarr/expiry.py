@@ -22,6 +22,7 @@ from vzarr.format import (
 )
 from vzarr.history import now
 from vzarr.objects import Objects
+from vzarr.progress import Meter, Progress
 
 # For so long others wait at a time.
 _SECONDS = 0.02
@@ -87,6 +88,7 @@ def expire(
     keep_last: int | None = None,
     branch: str | None = None,
     dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> ExpireReport:
     """Remove reflog entries, of one branch or of all, so that a gc frees what only they keep.
 
@@ -96,6 +98,8 @@ def expire(
     stays that is ``older_than`` that. The oldest go first, and none after one that stays.
     History is not rewritten: what a branch reaches is still there. The report lists the commits
     that only the removed entries kept; ``dry_run`` does so and removes nothing.
+    ``progress(done, total, what)`` is called now and then, while no lock is held; where it raises,
+    what is removed by then stays so.
 
     Raises ``InvalidInputError`` if neither ``older_than`` nor ``keep_last`` is given,
     ``RefNotFoundError`` for a branch without a reflog, ``BusyError``, ``ReadOnlyError``.
@@ -109,8 +113,10 @@ def expire(
         names = [name for name, _, _ in refs.reflogs(txn) if branch in (None, name)]
     if branch is not None and not names:
         raise RefNotFoundError(f"no branch {branch!r} has a reflog", name=str(branch))
-    lost, total = _lost(objects, names, rule)
+    meter = Meter(progress)
+    outlook = _look(objects, names, rule, meter)
     removed: dict[str, int] = {}
+    meter.stage("remove", outlook.entries)
     for name in names:
         done = False
         while not done:
@@ -122,6 +128,8 @@ def expire(
                 number, done = _remove(txn, name, rule, dry_run=dry_run)
             if number:
                 removed[name] = removed.get(name, 0) + number
+                meter.step(number)
+    meter.end()
     with environment.read() as txn:
         stored = sum(
             refs.newest_move(txn, name) + 1 - oldest
@@ -130,7 +138,7 @@ def expire(
         )
     gone = sum(removed.values())
     kept = stored - gone if dry_run else stored
-    return ExpireReport(gone, kept, tuple(removed), lost, total, dry_run)
+    return ExpireReport(gone, kept, tuple(removed), outlook.lost, outlook.lost_commits, dry_run)
 
 
 @final
@@ -175,11 +183,24 @@ def _entries_to_go(txn: Txn, branch: str, rule: _Rule) -> Iterator[tuple[int, Re
         yield sequence, record, sequence == newest and exists
 
 
-def _lost(
-    objects: Objects, names: Sequence[str], rule: _Rule
-) -> tuple[tuple[LostCommit, ...], int]:
+@final
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What is to go, and what will be lost by that."""
+
+    entries: int
+    lost: tuple[LostCommit, ...]
+    lost_commits: int
+
+
+def _look(objects: Objects, names: Sequence[str], rule: _Rule, meter: Meter) -> _Outlook:
     """Find the commits that only entries keep which are to go. O(commits + entries)."""
     with objects.environment.read() as txn:
+        stored = sum(
+            refs.newest_move(txn, name) + 1 - oldest for name, oldest, _ in refs.reflogs(txn)
+        )
+        meter.stage("look", stored + txn.count("commits"))
+        entries_to_go = 0
         going: dict[str, list[Digest | None]] = {}
         staying: list[Digest | None] = [head for _, head in refs.branches(txn)]
         staying += [Digest(bytes.fromhex(tag.commit)) for tag in refs.tags(txn)]
@@ -191,28 +212,30 @@ def _lost(
                 for commit in ((record.old,) if is_head else (record.old, record.new))
             ]
             gone = {sequence for sequence, _, is_head in entries if not is_head}
+            entries_to_go += len(gone)
             shortened = {sequence for sequence, _, is_head in entries if is_head}
             for sequence, record in refs.moves(txn, name):
+                meter.step(1)
                 if sequence not in gone:
                     staying.append(record.new)
                     if sequence not in shortened:
                         staying.append(record.old)
         seen: set[Digest] = set()
-        for _ in _ancestry(txn, staying, seen):
+        for _ in _ancestry(txn, staying, seen, meter):
             # What is left unseen is lost.
             pass
         lost: list[LostCommit] = []
         for name, starts in going.items():
-            found = sorted(_ancestry(txn, starts, seen), key=lambda pair: -pair[1].time)
+            found = sorted(_ancestry(txn, starts, seen, meter), key=lambda pair: -pair[1].time)
             lost += [
                 LostCommit(name, commit.hex(), from_microseconds(record.time), record.message)
                 for commit, record in found
             ]
-    return tuple(lost[:_LISTED]), len(lost)
+    return _Outlook(entries_to_go, tuple(lost[:_LISTED]), len(lost))
 
 
 def _ancestry(
-    txn: Txn, starts: Iterable[Digest | None], seen: set[Digest]
+    txn: Txn, starts: Iterable[Digest | None], seen: set[Digest], meter: Meter
 ) -> Iterator[tuple[Digest, CommitRecord]]:
     """List commits and their ancestors that were not seen, as far as they are in the file."""
     waiting = [commit for commit in starts if commit is not None]
@@ -221,6 +244,7 @@ def _ancestry(
         data = None if commit in seen else txn.get("commits", commit)
         if data is not None:
             seen.add(commit)
+            meter.step(1)
             record = decode_commit(data)
             yield commit, record
             waiting += record.parents

@@ -127,7 +127,7 @@ class JournalReader:
         root = self._view.root
         overlay = Overlay(self._objects)
         for data in self.nodes(root):
-            overlay.save(data)
+            overlay.adopt(data)
         self._overlay, self._view = overlay, Hierarchy(overlay, root)
         self._needed_bytes = overlay.nbytes
 
@@ -159,16 +159,35 @@ class JournalWriter:
         bytes must not change until then.
         """
         nbytes = sum(map(len, blobs.values()))
+        ours = False
         with self._lock:
             group = self._group
             if group is None or group.nbytes + nbytes > _GROUP_BYTES:
                 group = _Group()
-                group.future = submit(partial(self._put, group))
+                try:
+                    group.future = submit(partial(self._put, group))
+                except RuntimeError:
+                    # The system gives us no thread: whoever was to wait does it.
+                    group.future, ours = Future(), True
                 self._group = group
             group.edits += edits
             group.blobs |= blobs
             group.nbytes += nbytes
-            return group.future
+        if ours:
+            self._put_here(group)
+        return group.future
+
+    def _put_here(self, group: _Group) -> None:
+        """Write what has come together in this thread; others may wait for it, too."""
+        try:
+            self._put(group)
+        except BaseException as error:
+            group.future.set_exception(error)
+            if not isinstance(error, Exception):
+                # Ctrl-C is for this thread, whether it waits for the result or not.
+                raise
+        else:
+            group.future.set_result(None)
 
     def _put(self, group: _Group) -> None:
         """Write what has come together into the file. In the process's one writing thread."""
@@ -194,7 +213,7 @@ class JournalWriter:
             raise ended(self._id, record)
         if leases.is_alive(self._environment, self._id, record) is False:
             raise ended(self._id, None)
-        put_blobs(txn, blobs.items())
+        put_blobs(txn, blobs.items(), {})
         number = leases.last_number(txn, self._id) + 1
         txn.put("sessions", session_key(self._id, number), encode_journal(edits))
         nbytes = record.nbytes + sum(map(len, blobs.values()))

@@ -12,17 +12,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import IO, Any, TypeVar, final
+from typing import IO, TYPE_CHECKING, Any, TypeVar, final
 
 import click
-from rich.color import ColorSystem
-from rich.console import Console
-from rich.style import Style
-from rich.text import Text
 
 from vzarr.diff import NodeChange
 from vzarr.printable import printable
 from vzarr.progress import Progress
+
+if TYPE_CHECKING:
+    from vzarr.console import PlainConsole
 
 _T = TypeVar("_T")
 Cell = str | tuple[str, str]
@@ -36,12 +35,6 @@ _PIPE_SIZE = 80, 48
 _FLUSH_SECONDS = 0.05
 PATIENCE_SECONDS = 1.0
 """What takes no longer than this shows no progress."""
-_COLOUR_SYSTEMS = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-    "windows": ColorSystem.WINDOWS,
-}
 _STYLES = {"added": ADDED, "removed": REMOVED, "moved": MOVED, "changed": CHANGED}
 
 
@@ -55,12 +48,10 @@ class Output:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self._terminal = sys.stdout.isatty()
+        self._terminal = _is_terminal(sys.stdout)
         self._begun = False
-        # Soft wrapping leaves long lines to the terminal, so that nothing is broken in a pipe.
-        self._console = PlainConsole()
-        name = self._console.color_system
-        self._system = None if name is None else _COLOUR_SYSTEMS[name]
+        # None where nothing can have colours.
+        self._console = _console(sys.stdout)
         self._flushed = 0.0
         # None for stdout, which may be another one from call to call.
         self._pager: IO[str] | None = None
@@ -73,12 +64,14 @@ class Output:
     @property
     def has_colours(self) -> bool:
         """Whether what is printed will have colours."""
-        return self._console.color_system is not None and not self._console.no_color
+        return self._console is not None and self._console.has_colours
 
     @property
     def size(self) -> tuple[int, int]:
         """Columns and lines of the terminal; 80 by 48 in a pipe."""
-        return (self._console.width, self._console.height) if self._terminal else _PIPE_SIZE
+        if self._console is None or not self._terminal:
+            return _PIPE_SIZE
+        return self._console.width, self._console.height
 
     def document(self, facts: Mapping[str, Any]) -> None:
         """Print the JSON document, if that was asked for."""
@@ -93,25 +86,25 @@ class Output:
         """
         if self.as_json:
             return
-        if self._console.legacy_windows:
+        parts = ((_clean(text), style) for text, style in map(_styled, cells))
+        console = self._console
+        if console is None:
+            self._write("".join(text for text, _ in parts))
+        elif console.legacy_windows:
             # Has no escape sequences: rich knows how to colour it.
-            self._console.print(styled(cells))
-            return
-        parts = ((cell, "") if isinstance(cell, str) else cell for cell in cells)
+            console.print_cells(parts)
+        else:
+            self._write("".join(console.coloured(text, style) for text, style in parts))
+
+    def _write(self, line: str) -> None:
         stream = self._pager or sys.stdout
-        stream.write("".join(self._coloured(_clean(text), style) for text, style in parts))
+        if stream is None:
+            return
+        stream.write(line)
         stream.write("\n")
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             stream.flush()
             self._flushed = time.monotonic()
-
-    def _coloured(self, text: str, style: str) -> str:
-        if not style or self._system is None:
-            return text
-        parsed = Style.parse(style)
-        if self._console.no_color:
-            parsed = parsed.without_color
-        return parsed.render(text, color_system=self._system)
 
     def heading(self, text: str) -> None:
         """Begin another part of a longer story."""
@@ -124,20 +117,23 @@ class Output:
         self, columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, right: int = -1
     ) -> None:
         """Print a table, one column of it aligned to the right; without headings in a pipe."""
-        texts = [[one_line(styled([cell])) for cell in row] for row in rows]
-        if self.as_json or not texts:
+        table = [
+            [(_one_line(_clean(text)), style) for text, style in map(_styled, row)] for row in rows
+        ]
+        if self.as_json or not table:
             return
         if self._terminal:
-            texts.insert(0, [Text(column, HEADING) for column in columns])
-        widths = [max(row[n].cell_len for row in texts) for n in range(len(columns))]
-        for row in texts:
-            for number, (text, width) in enumerate(zip(row, widths, strict=True)):
-                text.align("right" if number == right else "left", width)
-            line = Text("  ").join(row)
-            line.rstrip()
-            if self._terminal:
-                line.truncate(self._console.width, overflow="ellipsis")
-            self._console.print(line)
+            table.insert(0, [(column, HEADING) for column in columns])
+        widths = [max(_width(row[n][0]) for row in table) for n in range(len(columns))]
+        for row in table:
+            line: list[tuple[str, str]] = []
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+                gap = " " * (width - _width(cell[0])), ""
+                line += [gap, cell] if number == right else [cell, gap]
+                line.append(("  ", ""))
+            while line and not line[-1][0].strip():
+                line.pop()
+            self.line(*(_fitted(line, self.size[0]) if self._terminal else line))
 
     def commit_id(self, commit: str | None) -> Cell:
         """Give an id as it is shown: short on a terminal, whole in a pipe."""
@@ -149,25 +145,23 @@ class Output:
         """Print what changed between two snapshots."""
         if self.as_json:
             return
+        margin = " " * indent
         for change in changes:
             head, *details = _clean(str(change)).split("\n")
-            margin = " " * indent
-            self._console.print(Text(margin + head, _STYLES[change.change]))
+            if self._console is None:
+                for line in (head, *details):
+                    self._write(margin + line)
+                continue
+            self._console.print_cells([(margin + head, _STYLES[change.change])])
             for detail in details:
-                text = Text(margin + detail)
-                text.highlight_regex(r"(?<=: ).*(?= → )", "red")
-                text.highlight_regex(r"(?<= → ).*", "green")
-                text.highlight_regex(r"\[[0-9:, ]+\]", "cyan")
-                if detail.lstrip().startswith("chunks: "):
-                    for kind, style in _STYLES.items():
-                        text.highlight_regex(rf"\b[0-9]+ {kind}\b", style)
-                self._console.print(text)
+                self._console.print_detail(margin + detail, _STYLES)
 
     def track(self, things: Sequence[_T], what: str) -> Iterable[_T]:
         """Go through ``things`` behind a progress bar, if somebody is watching."""
+        from rich.console import Console
         from rich.progress import track
 
-        watched = sys.stderr.isatty() and not self.as_json
+        watched = _is_terminal(sys.stderr) and not self.as_json
         bar = Console(stderr=True)
         return track(things, what, console=bar, transient=True, disable=not watched)
 
@@ -178,7 +172,7 @@ class Output:
         It is ``VZARR_PAGER``, or ``PAGER``, or less; ``cat`` stands for none.
         """
         command = _pager_command() if wanted and self._terminal and not self.as_json else ""
-        if not command:
+        if not command or self._console is None:
             yield
             return
         import subprocess
@@ -201,7 +195,7 @@ class Output:
                 with suppress(BrokenPipeError):
                     yield
             finally:
-                self._pager, self._console = None, PlainConsole()
+                self._pager, self._console = None, _console(sys.stdout)
                 with suppress(BrokenPipeError):
                     pager.stdin.close()
                 # Ctrl-C is the pager's own: the terminal is its until it is left.
@@ -210,32 +204,19 @@ class Output:
                         pager.wait()
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Show that something goes on of which nobody knows how long it takes."""
-        with self.progress() as progress:
-            if progress is None:
-                yield
-                return
-            timer = threading.Timer(PATIENCE_SECONDS, progress, (0, 0, what))
-            timer.daemon = True
-            progress(0, 0, what)
-            timer.start()
-            try:
-                yield
-            finally:
-                timer.cancel()
-                # What has begun to show must not go on after the end.
-                timer.join()
-
-    @contextmanager
     def progress(self) -> Iterator[Progress | None]:
-        """Give what shows how far something is, if somebody is watching; else None."""
+        """Give what shows how far something is, if somebody is watching; else None.
+
+        The bar appears once a second is over, also in a part that tells nothing before its end.
+        """
         # In a pager it would be in the way.
-        if self.as_json or self._pager is not None or not sys.stderr.isatty():
+        if self.as_json or self._pager is not None or not _is_terminal(sys.stderr):
             yield None
             return
+        from rich.console import Console
         from rich.progress import Progress as Bar
         from rich.progress import Task, TextColumn
+        from rich.text import Text
 
         class Rate(TextColumn):
             def render(self, task: Task) -> Text:
@@ -243,29 +224,58 @@ class Output:
 
         columns = *Bar.get_default_columns(), Rate("", "progress.data.speed")
         bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        task = bar.add_task("")
+        task = bar.add_task("", total=None)
         begun = time.monotonic()
+        told = threading.Event()
 
         def show(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total or None, description=what)
+            told.set()
             if time.monotonic() - begun >= PATIENCE_SECONDS:
                 bar.start()
 
+        def show_what_goes_on() -> None:
+            if told.is_set():
+                bar.start()
+
+        timer = threading.Timer(PATIENCE_SECONDS, show_what_goes_on)
+        timer.daemon = True
+        timer.start()
         try:
             yield show
         finally:
+            timer.cancel()
+            # What has begun to show must not go on after the end.
+            timer.join()
             bar.stop()
 
 
-class PlainConsole(Console):
-    """Prints text as it is, and leaves long lines to the terminal: nothing is broken in a pipe."""
+def complain(*cells: Cell) -> None:
+    """Print a line on stderr, if there is one that takes it."""
+    line = [(_one_line(_clean(text)), style) for text, style in map(_styled, cells)]
+    # Where nobody can be told, the exit code remains.
+    with suppress(OSError):
+        console = _console(sys.stderr)
+        if console is not None:
+            console.print_cells(line)
+        elif sys.stderr is not None:
+            sys.stderr.write("".join(text for text, _ in line) + "\n")
+            sys.stderr.flush()
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-    def on_broken_pipe(self) -> None:
-        """Raise, where rich would end the process: the frame of all verbs says what is done."""
-        raise BrokenPipeError
+def _console(stream: IO[str] | None) -> PlainConsole | None:
+    """Give what colours text on stdout or stderr; None where nothing has colours for certain."""
+    wanted = os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE") == "1"
+    if stream is None or not (wanted or _is_terminal(stream)):
+        return None
+    from vzarr.console import PlainConsole
+
+    return PlainConsole(stderr=stream is sys.stderr)
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    # Python has none where the process began without.
+    return stream is not None and stream.isatty()
 
 
 def _pager_command() -> str:
@@ -276,15 +286,39 @@ def _pager_command() -> str:
     return "" if found == "cat" else found
 
 
-def styled(cells: Iterable[Cell]) -> Text:
-    """Put cells together to one text."""
-    parts = [(cell, "") if isinstance(cell, str) else cell for cell in cells]
-    return Text.assemble(*((_clean(part), style) for part, style in parts))
+def _styled(cell: Cell) -> tuple[str, str]:
+    return (cell, "") if isinstance(cell, str) else cell
 
 
-def one_line(text: Text) -> Text:
+def _one_line(text: str) -> str:
     """Put what has several lines on one."""
-    return Text(" ").join(text.split("\n")) if "\n" in text.plain else text
+    return text.removesuffix("\n").replace("\n", " ").expandtabs()
+
+
+def _width(text: str) -> int:
+    """Count the columns of a terminal that text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _fitted(line: list[tuple[str, str]], columns: int) -> list[tuple[str, str]]:
+    """Cut off what does not fit on a terminal."""
+    if sum(_width(text) for text, _ in line) <= columns:
+        return line
+    from rich.cells import set_cell_size
+
+    fitted: list[tuple[str, str]] = []
+    left = columns - 1
+    for text, style in line:
+        width = _width(text)
+        if width > left:
+            return [*fitted, (set_cell_size(text, left) + "…", style)]
+        fitted.append((text, style))
+        left -= width
+    raise AssertionError("the parts are as wide as the line")
 
 
 def _clean(text: str) -> str:

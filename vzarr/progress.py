@@ -26,6 +26,11 @@ class Meter:
         self._done = self._total = 0
 
     @property
+    def is_heard(self) -> bool:
+        """Whether anybody wants to know, so that it is worth it to count in advance."""
+        return self._progress is not None
+
+    @property
     def seconds(self) -> float:
         """How long the work has taken so far."""
         return time.monotonic() - self._started
@@ -37,9 +42,11 @@ class Meter:
         self._call()
 
     def step(self, number: int) -> None:
-        """Count what is done."""
+        """Count what is done; nothing, where no part is under way."""
+        if self._progress is None or not self._what:
+            return
         self._done += number
-        if self._progress is not None and time.monotonic() >= self._next:
+        if time.monotonic() >= self._next:
             self._call()
 
     def end(self) -> None:

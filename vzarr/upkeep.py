@@ -81,6 +81,7 @@ class Upkeep(Handle):
         keep_last: int | None = None,
         branch: str | None = None,
         dry_run: bool = False,
+        progress: Progress | None = None,
     ) -> ExpireReport:
         """Remove reflog entries, of one branch or of all, so that ``gc`` frees what only they keep.
 
@@ -89,6 +90,7 @@ class Upkeep(Handle):
         if that is one of those to go, it forgets what was there before. Of a branch that was
         deleted nothing stays that is ``older_than`` that. History is not rewritten. The report
         lists the commits that are lost then; see it with ``dry_run`` first.
+        ``progress(done, total, what)`` is called now and then.
 
         Raises ``InvalidInputError`` if neither ``older_than`` nor ``keep_last`` is given,
         ``RefNotFoundError`` for a branch without a reflog, ``BusyError``, ``ReadOnlyError``.
@@ -104,6 +106,7 @@ class Upkeep(Handle):
             keep_last=keep_last,
             branch=branch,
             dry_run=dry_run,
+            progress=progress,
         )
 
     def du(
@@ -112,6 +115,7 @@ class Upkeep(Handle):
         *,
         ref: str | datetime | None = None,
         commits: int | Sequence[str] = 10,
+        progress: Progress | None = None,
     ) -> Usage:
         """Tell what takes how many bytes: refs, commits, arrays, free pages, garbage; as tables.
 
@@ -119,6 +123,7 @@ class Upkeep(Handle):
         alone reaches: of the newest ``commits``, or of those that are given. Of each array at
         and below ``path``, its elements and its stored chunks as of ``ref`` (default main), and the
         chunks of all its versions that are kept. What is stored once counts once.
+        ``progress(done, total, what)`` is called now and then.
 
         Raises ``RefNotFoundError``, ``NotFoundError`` for a path that is not in ``ref``,
         ``InvalidInputError``, and ``CorruptError`` where something is missing or damaged. Cost:
@@ -135,7 +140,7 @@ class Upkeep(Handle):
             else [self._revision(commit).commit for commit in commits]
         )
         name = str(ref) if ref is not None else self._branch_in_use
-        return du(self._objects, path.strip("/"), name, head, wanted)
+        return du(self._objects, path.strip("/"), name, head, wanted, progress=progress)
 
     def redact(
         self,

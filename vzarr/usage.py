@@ -23,6 +23,7 @@ from vzarr.format import (
 from vzarr.hierarchy import Hierarchy
 from vzarr.metadata import ArrayMetadata
 from vzarr.objects import Objects
+from vzarr.progress import Meter, Progress
 
 _MAX_NODES = 500_000
 
@@ -174,28 +175,42 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1
 
 
 def du(
-    objects: Objects, path: str, ref: str, head: Digest, commits: int | Sequence[Digest]
+    objects: Objects,
+    path: str,
+    ref: str,
+    head: Digest,
+    commits: int | Sequence[Digest],
+    *,
+    progress: Progress | None = None,
 ) -> Usage:
     """Tell what takes how many bytes; see ``Repository.du``."""
     if isinstance(commits, int) and commits < 0:
         raise InvalidInputError(f"commits= is a number, or commits, not {commits!r}")
     environment = objects.environment
+    meter = Meter(progress)
     with environment.read() as txn:
-        graph = Graph(txn, environment.path, head)
+        meter.stage("commits", txn.count("commits"))
+        graph = Graph(txn, environment.path, head, meter)
         # The number of objects must be of the same moment.
-        walk = Walk(txn, environment.path)
+        meter.stage("nodes", txn.count("nodes"))
+        walk = Walk(txn, environment.path, meter)
         walk.run(graph)
+        meter.stage("chunks", 0)
         rows = walk.values.distinct()
-        missing = _unreferenced(txn, walk, rows)
+        missing = _unreferenced(txn, walk, rows, meter)
         # Commits that nothing reaches are told here, so that no second look is needed.
         stored = txn.count("commits") - len(graph.commits)
         missing = missing[0] + stored, missing[1] + graph.lost_bytes
     info = environment.info()
     here = Hierarchy(objects, objects.load_root(graph.commits[head].root))
     if here.entry(path) is None:
-        raise NotFoundError(f"there is nothing at {path!r} in {ref}", name=path)
+        raise NotFoundError(
+            f"there is nothing at {path!r} in {ref}: repo.tree() and vzarr tree list what is there",
+            name=path,
+        )
+    meter.stage("sums", 0)
     sums = _Sums(graph, walk, rows)
-    return Usage(
+    usage = Usage(
         ref=ref,
         file_bytes=info.file_bytes,
         free_bytes=max(0, info.file_bytes - info.used_bytes),
@@ -212,6 +227,8 @@ def du(
         commit_usage=tuple(sums.commits(_select(graph, commits))),
         arrays=tuple(_arrays(here, path, walk, rows)),
     )
+    meter.end()
+    return usage
 
 
 def _select(graph: Graph, commits: int | Sequence[Digest]) -> list[Digest]:
@@ -318,16 +335,21 @@ def _dtype(name: str) -> Any:
     return name
 
 
-def _unreferenced(txn: Txn, walk: Walk, rows: Rows) -> tuple[int, int]:
+def _unreferenced(txn: Txn, walk: Walk, rows: Rows, meter: Meter) -> tuple[int, int]:
     """Count objects that no ref reaches, and their bytes. Looks only where the numbers differ."""
     number = size = 0
-    if txn.count("nodes") > len(walk.nodes):
+    nodes, chunks = txn.count("nodes"), txn.count("chunks")
+    if nodes > len(walk.nodes):
+        meter.stage("unreferenced nodes", nodes)
         for key, data in txn.scan("nodes"):
+            meter.step(1)
             if key not in walk.nodes:
                 number, size = number + 1, size + len(data)
-    if txn.count("chunks") > len(rows):
+    if chunks > len(rows):
+        meter.stage("unreferenced chunks", chunks)
         known = np.ascontiguousarray(rows["prefix"])
         for keys in _batches(txn):
+            meter.step(len(keys))
             wanted = np.frombuffer(b"".join(key[:8] for key in keys), ">u8").astype(np.uint64)
             places = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
             there = known[places] == wanted if len(known) else np.zeros(len(wanted), bool)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
 from vzarr.command import file_argument, no_branch, open_file, output, require_branch, verb
 from vzarr.errors import InvalidInputError, RefNotFoundError
 from vzarr.facts import COMMIT_KEYS, Names
+from vzarr.format import Digest
 from vzarr.history import Commit
 from vzarr.output import BRANCH, QUIET, first_line, spell_time
 from vzarr.printable import plural
 from vzarr.verbs_log import commit_lines
-
-if TYPE_CHECKING:
-    from vzarr.store import VzarrStore
 
 # What a shell says of a command that it cannot run, or that a signal has ended.
 _NO_ANSWER = range(125, 256)
@@ -71,7 +67,8 @@ def squash(file: str, since: str, on: str, message: str | None) -> None:
     with open_file(file, "r+") as repo:
         require_branch(repo, file, on)
         before = repo.branches[on]
-        commit = repo.squash(on, since=since, message=message)
+        with out.progress() as progress:
+            commit = repo.squash(on, since=since, message=message, progress=progress)
     out.document({"branch": on, "commit": commit, "replaced": before})
     out.line("branch ", (on, BRANCH), " is now at ", out.commit_id(commit))
     out.line(("it was at ", QUIET), out.commit_id(before))
@@ -127,23 +124,30 @@ def bisect(file: str, good: str, bad: str, command: tuple[str, ...]) -> None:
     environment. It ends with 0 if that commit is good, with 1 to 124 if it is bad; anything else
     ends the search. What it prints goes to stderr.
     """
+    import subprocess
+
+    from vzarr.blame import bisect as find_first_bad
+
     out = output()
     tests = 0
 
-    def run(store: VzarrStore) -> bool:
+    def run(commit: Commit) -> bool:
         nonlocal tests
         tests += 1
         environment = {
             **os.environ,
             "VZARR_FILE": os.path.abspath(os.path.expanduser(file)),
-            "VZARR_COMMIT": store.session.base,
+            "VZARR_COMMIT": commit.id,
         }
         # Its output is not the result of this verb.
-        code = subprocess.run(command, env=environment, check=False, stdout=2).returncode  # noqa: S603
+        try:
+            done = subprocess.run(command, env=environment, check=False, stdout=2)  # noqa: S603
+        except OSError as error:
+            raise InvalidInputError(f"{command[0]!r} cannot be run: {error.strerror}") from error
+        code = done.returncode
         if code < 0 or code in _NO_ANSWER:
             raise InvalidInputError(
-                f"{command[0]!r} gave no answer for commit {store.session.base[:12]}: it ended "
-                f"with {code}"
+                f"{command[0]!r} gave no answer for commit {commit.id[:12]}: it ended with {code}"
             )
         return code == 0
 
@@ -157,7 +161,9 @@ def bisect(file: str, good: str, bad: str, command: tuple[str, ...]) -> None:
         )
 
     with open_file(file) as repo:
-        commit = repo.bisect(good, bad, run, progress=tell)
+        first, last = (Digest(bytes.fromhex(repo.show(ref).id)) for ref in (good, bad))
+        # Not the repository's own: that opens a store for the test, and imports zarr for that.
+        commit = find_first_bad(repo.session(good).environment, first, last, run, tell)
         names = Names(repo)
     out.document({"commit": names.facts(commit), "tests": tests})
     out.line()

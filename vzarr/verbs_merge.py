@@ -56,8 +56,8 @@ def merge(
     with open_file(file, "r+") as repo:
         require_branch(repo, file, into)
         before, other = repo.branches[into], repo.show(ref).id
-        with out.waiting("merge"):
-            commit = repo.merge(ref, into, message, strategy, no_ff=no_ff)
+        with out.progress() as progress:
+            commit = repo.merge(ref, into, message, strategy, no_ff=no_ff, progress=progress)
     settled = {other: "fast-forward", before: "up to date"}
     kind = settled.get(commit, "merge")
     out.document({"kind": kind, "ref": ref, "into": into, "commit": commit})
@@ -72,7 +72,8 @@ def _preview_merge(
 ) -> None:
     with open_file(file) as repo:
         require_branch(repo, file, into)
-        preview = repo.merge(ref, into, strategy=strategy, dry_run=True)
+        with out.progress() as progress:
+            preview = repo.merge(ref, into, strategy=strategy, dry_run=True, progress=progress)
         if out.as_json:
             out.document(
                 {
@@ -113,9 +114,15 @@ def cherry_pick(
     with open_file(file, "r+") as repo:
         require_branch(repo, file, onto)
         picked = repo.show(commit).id
-        made = repo.cherry_pick(
-            picked, onto, mainline=mainline, strategy=strategy, note_origin=note_origin
-        )
+        with out.progress() as progress:
+            made = repo.cherry_pick(
+                picked,
+                onto,
+                mainline=mainline,
+                strategy=strategy,
+                note_origin=note_origin,
+                progress=progress,
+            )
     out.document({"branch": onto, "commit": made, "picked": picked})
     out.line("branch ", (onto, BRANCH), " is now at ", out.commit_id(made))
 
@@ -146,7 +153,15 @@ def revert(
     with open_file(file, "r+") as repo:
         require_branch(repo, file, on)
         reverted = repo.show(commit).id
-        made = repo.revert(reverted, on, mainline=mainline, strategy=strategy, message=message)
+        with out.progress() as progress:
+            made = repo.revert(
+                reverted,
+                on,
+                mainline=mainline,
+                strategy=strategy,
+                message=message,
+                progress=progress,
+            )
     out.document({"branch": on, "commit": made, "reverted": reverted})
     out.line("branch ", (on, BRANCH), " is now at ", out.commit_id(made))
 
@@ -168,9 +183,9 @@ def blame(file: str, path: str, ref: str, region: str | None) -> None:
     """
     out = output()
     index = None if region is None else parse_region(region)
-    with open_file(file) as repo, out.waiting("look through the history"):
+    with open_file(file) as repo, out.progress() as progress:
         commit = repo.show(ref).id
-        found = repo.blame(path, index, ref=commit)
+        found = repo.blame(path, index, ref=commit, progress=progress)
     groups = found.by_commit()
     out.document(
         {

@@ -36,8 +36,8 @@ def du(file: str, path: str, ref: str, commits: int) -> None:
     versions. Garbage and free pages are told too: gc and compact give them back.
     """
     out = output()
-    with open_file(file) as repo, out.waiting("measure"):
-        usage = repo.du(path, ref=ref, commits=commits)
+    with open_file(file) as repo, out.progress() as progress:
+        usage = repo.du(path, ref=ref, commits=commits, progress=progress)
     out.document({**asdict(usage), "nbytes": usage.nbytes})
     out.line(str(usage))
 

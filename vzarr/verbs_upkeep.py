@@ -8,7 +8,8 @@ from typing import Literal
 
 import click
 
-from vzarr.command import file_argument, moment, open_file, output, verb
+from vzarr.command import file_argument, moment, no_branch, open_file, output, verb
+from vzarr.errors import RefNotFoundError
 from vzarr.output import BRANCH, spell_time
 
 _STATES = {True: "alive", False: "dead", None: "elsewhere"}
@@ -108,10 +109,18 @@ def expire(
     if older_than is None and keep_last is None:
         raise click.UsageError("--older-than or --keep-last must be given.")
     out = output()
-    with open_file(file, "r" if dry_run else "r+") as repo:
-        report = repo.expire(
-            older_than=older_than, keep_last=keep_last, branch=branch, dry_run=dry_run
-        )
+    with open_file(file, "r" if dry_run else "r+") as repo, out.progress() as progress:
+        try:
+            report = repo.expire(
+                older_than=older_than,
+                keep_last=keep_last,
+                branch=branch,
+                dry_run=dry_run,
+                progress=progress,
+            )
+        except RefNotFoundError as error:
+            assert branch is not None, "all are asked for but the one that is named"
+            raise no_branch(file, branch) from error
     out.document(asdict(report))
     out.line(str(report))
 

@@ -17,6 +17,7 @@ from vzarr.hierarchy import Hierarchy
 from vzarr.history import Commit
 from vzarr.merge import Strategy
 from vzarr.objects import Overlay
+from vzarr.progress import Progress
 from vzarr.refs import ReflogEntry
 from vzarr.reports import Log
 
@@ -152,6 +153,7 @@ class Versions(Handle):
         dry_run: Literal[False] = ...,
         metadata: Mapping[str, Any] | None = ...,
         author: str | None = ...,
+        progress: Progress | None = ...,
     ) -> str: ...
 
     @overload
@@ -166,6 +168,7 @@ class Versions(Handle):
         dry_run: Literal[True],
         metadata: Mapping[str, Any] | None = ...,
         author: str | None = ...,
+        progress: Progress | None = ...,
     ) -> MergePreview: ...
 
     def merge(
@@ -179,6 +182,7 @@ class Versions(Handle):
         dry_run: bool = False,
         metadata: Mapping[str, Any] | None = None,
         author: str | None = None,
+        progress: Progress | None = None,
     ) -> str | MergePreview:
         """Merge a branch, or any commit, into a branch; give the id of its head then.
 
@@ -196,16 +200,27 @@ class Versions(Handle):
         writer moves the branch meanwhile, the merge is done again on its new head.
 
         With ``dry_run=True`` this gives a ``MergePreview`` and writes nothing.
+        ``progress(done, total, what)`` is called now and then: with 0 for a total that nobody
+        knows, and with bytes of chunks while those are merged that both sides changed. Its
+        exceptions end the merge, and the branch is where it was.
 
         Raises ``RefNotFoundError``, ``InvalidInputError``, ``ReadOnlyError``, ``BusyError`` and
         ``FullError`` too. Cost: O(commits since the merge base), O(k log n) nodes for k changes
         among n chunks, one fsync.
         """
         if dry_run:
-            return self._combiner(writing=False).preview(ref, into, strategy)
+            combiner = self._combiner(writing=False)
+            return combiner.preview(ref, into, strategy, progress=progress)
         combiner = self._combiner()
         return combiner.merge(
-            ref, into, strategy, no_ff=no_ff, message=message, metadata=metadata, author=author
+            ref,
+            into,
+            strategy,
+            no_ff=no_ff,
+            message=message,
+            metadata=metadata,
+            author=author,
+            progress=progress,
         ).hex()
 
     def cherry_pick(
@@ -219,12 +234,13 @@ class Versions(Handle):
         message: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         author: str | None = None,
+        progress: Progress | None = None,
     ) -> str:
         """Apply what one commit changed on top of a branch; give the id of the new commit.
 
         It has the message, metadata and author of the other unless they are given, and the present
         time; ``note_origin=True`` adds the line "(cherry picked from commit …)". The change of a
-        merge counts from its parent number ``mainline``.
+        merge counts from its parent number ``mainline``. ``progress`` is as for ``merge``.
 
         Raises ``MergeConflict`` if the branch changed the same things, ``SessionStateError`` if it
         has that change already, ``InvalidInputError`` for a merge without ``mainline``, and as
@@ -240,6 +256,7 @@ class Versions(Handle):
             message=message,
             metadata=metadata,
             author=author,
+            progress=progress,
         ).hex()
 
     def revert(
@@ -252,11 +269,13 @@ class Versions(Handle):
         message: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         author: str | None = None,
+        progress: Progress | None = None,
     ) -> str:
         """Undo what one commit changed, by a new commit on a branch, and give that one's id.
 
         What other commits changed since stays. The message is 'Revert "…"' with the commit's id
         unless it is given. The change of a merge counts from its parent number ``mainline``.
+        ``progress`` is as for ``merge``.
 
         Raises ``MergeConflict`` if the same things changed again since, ``SessionStateError`` if
         nothing of the change is left, ``InvalidInputError`` for a merge without ``mainline``, and
@@ -271,6 +290,7 @@ class Versions(Handle):
             message=message,
             metadata=metadata,
             author=author,
+            progress=progress,
         ).hex()
 
     def squash(
@@ -281,12 +301,14 @@ class Versions(Handle):
         message: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         author: str | None = None,
+        progress: Progress | None = None,
     ) -> str:
         """Replace the commits of a branch after ``since`` by one, and give its id.
 
         ``since`` lies on the branch's line of first parents, and becomes the only parent; merges
         after it are fine. The snapshot stays as it is, to its ``root_id``. The message lists the
-        subjects of the commits unless it is given. The reflog keeps the old head.
+        subjects of the commits unless it is given. The reflog keeps the old head. ``progress`` is
+        as for ``merge``.
 
         Raises ``InvalidInputError`` if ``since`` is not on that line, ``SessionStateError`` if
         there is nothing after it, ``RefNotFoundError``, ``ReadOnlyError``, ``BusyError`` and
@@ -294,7 +316,7 @@ class Versions(Handle):
         """
         combiner = self._combiner()
         return combiner.squash(
-            branch, since, message=message, metadata=metadata, author=author
+            branch, since, message=message, metadata=metadata, author=author, progress=progress
         ).hex()
 
     def _combiner(self, *, writing: bool = True) -> Combiner:
@@ -303,14 +325,22 @@ class Versions(Handle):
 
         return Combiner(self._objects, self._settings, self._make_store)
 
-    def blame(self, path: str, region: Any = None, *, ref: str | datetime | None = None) -> Blame:
+    def blame(
+        self,
+        path: str,
+        region: Any = None,
+        *,
+        ref: str | datetime | None = None,
+        progress: Progress | None = None,
+    ) -> Blame:
         """Find the last commit to change each stored chunk of an array, as of a ref.
 
         ``region`` is an index as for numpy, of slices and integers, and takes the chunks it
         touches. A chunk that a merge has from one of its parents counts for the commit on that
         side. An array that was moved keeps its history, unless the same commit changed it too. In
         a shallow clone, ``or_before`` of what this gives has the commits at which the data ends:
-        their chunks were changed by them, or before.
+        their chunks were changed by them, or before. ``progress(done, total, what)`` is called now
+        and then; with the number of all commits for a total, though it mostly ends sooner.
 
         Raises ``NotFoundError`` if there is no such array, ``RefNotFoundError``, and
         ``InvalidInputError`` for a group or a region that does not fit. O(n + commits · depth +
@@ -318,7 +348,8 @@ class Versions(Handle):
         """
         from vzarr.blame import blame
 
-        return blame(self._objects, self._revision(ref).commit, path.strip("/"), region)
+        head = self._revision(ref).commit
+        return blame(self._objects, head, path.strip("/"), region, progress=progress)
 
     def bisect(
         self,

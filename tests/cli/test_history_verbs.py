@@ -88,7 +88,7 @@ def test_bisect_as_json(steps, run_json):
 def test_bisect_without_an_answer(steps, run):
     command = ["bisect", steps, "main~9", "main", "--"]
     assert "ended with 125" in run(*command, "sh", "-c", "exit 125", code=1).stderr
-    assert "nosuch" in run(*command, "/nosuch", code=1).stderr
+    assert "'/nosuch' cannot be run: No such file" in run(*command, "/nosuch", code=1).stderr
 
 
 # ── completion ───────────────────────────────────────────────────────────────────────────────────

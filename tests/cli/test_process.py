@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shutil
 import subprocess
 import sys
 
@@ -62,12 +64,32 @@ def test_a_reader_that_has_gone(ocean, tmp_path, spawn, verb, flags):
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_disk_that_is_full(ocean, spawn):
+@pytest.mark.parametrize("arguments", [["log"], ["log", "--json"], ["--help"], ["--version"]])
+def test_a_disk_that_is_full(ocean, spawn, arguments):
+    file = [] if arguments[0].startswith("--") else [ocean]
     with open("/dev/full", "w") as full:
-        done = spawn("log", ocean, stdout=full)
+        done = spawn(*arguments, *file, stdout=full)
     assert done.returncode == 1
-    assert done.stderr.startswith("vzarr: error: ")
-    assert done.stderr.count("\n") == 1
+    lost = "what is printed cannot be written: No space left on device"
+    assert done.stderr == f"vzarr: error: {lost}\n"
+
+
+def test_no_streams_at_all(ocean, tmp_path):
+    """What began without them opens files; none of these may be what others print to."""
+    good = ocean.read_bytes()
+    tell = f"sh -c 'echo spoiled; echo spoiled >&2; echo $VZARR_COMMIT >> {tmp_path}/tested'"
+    verbs = [f"bisect {ocean} main~2 main -- {tell}", f"log {ocean}", f"log {ocean} --json"]
+    verbs += ["--help", f"check {ocean}"]
+    for verb in verbs:
+        for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+            command = f"exec {sys.executable} -W error -m vzarr {verb} {closed}"
+            done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=50)
+            assert done.returncode == 0
+            assert "Traceback" not in done.stderr
+    assert (tmp_path / "tested").read_text().count("\n") >= 3
+    assert ocean.read_bytes() == good
+    command = f"exec {sys.executable} -m vzarr log nope >&- 2>&-"
+    assert subprocess.run(command, shell=True, timeout=50).returncode == 1
 
 
 def test_ctrl_c(ocean, spawn):
@@ -99,6 +121,22 @@ def test_a_path_that_is_no_unicode(tmp_path):
     assert done.stderr.startswith(b"vzarr: error: there is no file")
     assert done.stderr.count(b"\n") == 1
     assert json.loads(done.stdout)["error"]["type"] == "NotFoundError"
+
+
+@pytest.mark.parametrize("verb", ["blame", "du", "ls", "tag", "log --path"])
+def test_an_argument_that_is_no_unicode(ocean, tmp_path, verb):
+    verb, *option = verb.split()
+    arguments = ["t\xfc", "-m", b"\xff"] if verb == "tag" else [*option, b"\xff"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vzarr", verb, "--json", ocean, *arguments],
+        capture_output=True,
+        timeout=50,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"vzarr: error: ")
+    assert b"not valid Unicode" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert json.loads(done.stdout)["error"]["type"] == "InvalidInputError"
 
 
 # ── on a terminal ────────────────────────────────────────────────────────────────────────────────
@@ -156,6 +194,29 @@ def test_no_color(ocean, tmp_path):
     for verb in ("log", "status", "tag"):
         _, text = on_terminal(verb, ocean, cwd=tmp_path, NO_COLOR="1")
         assert "\x1b[3" not in text
+
+
+def test_colours_in_a_pipe_where_they_are_wanted(ocean, spawn):
+    plain = spawn("branch", ocean).stdout
+    assert "\x1b" not in plain
+    coloured = spawn("branch", ocean, env={"FORCE_COLOR": "1", "TERM": "xterm-256color"}).stdout
+    assert "\x1b[32mdev\x1b[0m" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+
+
+def test_wide_letters_in_a_table(ocean, tmp_path):
+    with vzarr.open(ocean, author="作者") as repo:
+        repo.branches.create("海")
+        repo.tags.create("t", message="海" * 80)
+    _, text = on_terminal("branch", ocean, cwd=tmp_path, NO_COLOR="1")
+    rows = [row for row in text.splitlines() if row.startswith(("dev ", "海 "))]
+    # The ids begin in one column: one letter earlier where one is wide.
+    assert len({row.index(row.split()[1]) + row.count("海", 0, 4) for row in rows}) == 1
+    assert len(rows) == 2
+    _, text = on_terminal("tag", ocean, cwd=tmp_path, NO_COLOR="1", columns=80)
+    row = next(row for row in text.splitlines() if row.startswith("t "))
+    assert row.endswith("…")
+    assert sum(1 + (letter == "海") for letter in row) in (79, 80)
 
 
 def test_a_narrow_terminal(ocean, tmp_path):
@@ -226,7 +287,8 @@ from vzarr import output
 output.PATIENCE_SECONDS = 0.0
 shown = threading.Event()
 out = output.Output()
-with out.waiting("measure"):
+with out.progress() as progress:
+    progress(0, 0, "measure")
     # Nothing sets it: the bar draws itself ten times a second meanwhile.
     shown.wait(1.5)
 print("done")
@@ -237,3 +299,33 @@ print("done")
     assert text.rstrip().endswith("done")
     code, text = on_terminal(cwd=tmp_path, program=("-c", program.replace("= 0.0", "= 9.0")))
     assert text == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "result"),
+    [
+        ("merge", ["dev", "--no-ff"], "merge: branch main is now at"),
+        ("merge", ["dev", "--dry-run"], "fast-forward: dev into main"),
+        ("cherry-pick", ["dev"], "branch main is now at"),
+        ("revert", ["main"], "branch main is now at"),
+        ("squash", ["--since", "main~1"], "branch main is now at"),
+        ("expire", ["--keep-last", "1"], "Removed"),
+        ("du", [], "reachable"),
+        ("blame", ["sst"], "append a step"),
+    ],
+)
+def test_long_work_shows_how_far_it_is(ocean, tmp_path, verb, arguments, result):
+    hidden_cursor = "\x1b[?25l"
+    program = "import vzarr.cli, vzarr.output\nvzarr.output.PATIENCE_SECONDS = {}\nvzarr.cli.main()"
+    plain = {"NO_COLOR": "1"}
+    copy = tmp_path / "copy.vzarr"
+    shutil.copy(ocean, copy)
+    patient = ("-c", program.format(9))
+    code, text = on_terminal(verb, copy, *arguments, cwd=tmp_path, program=patient, **plain)
+    assert (code, hidden_cursor in text) == (0, False)
+    assert result in text
+    eager = ("-c", program.format(0))
+    code, text = on_terminal(verb, ocean, *arguments, cwd=tmp_path, program=eager, **plain)
+    assert (code, hidden_cursor in text) == (0, True)
+    # The bar is gone before the result is told.
+    assert result in text.rpartition("\x1b[2K")[2]

@@ -294,6 +294,56 @@ def test_a_txn_that_fails_leaves_nothing_of_its_group(fork, monkeypatch):
     assert fork.get("a") == b"2"
 
 
+def no_thread(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_where_no_thread_is_to_be_had_the_caller_writes(session, fork, monkeypatch):
+    monkeypatch.setattr("vzarr.changes._tasks", None)
+    monkeypatch.setattr("_thread.start_new_thread", no_thread)
+    futures = [fork.begin_set("a", b"1"), fork.begin_delete("file")]
+    assert all(future.done() for future in futures)
+    fork.set("b", b"2")
+    monkeypatch.setattr("vzarr.journal.encode_journal", no_thread)
+    failed = fork.begin_set("c", b"3")
+    with pytest.raises(RuntimeError):
+        failed.result()
+    monkeypatch.undo()
+    fork.set("d", b"4")
+    assert content(fork) == {"zarr.json": GROUP, "a": b"1", "b": b"2", "d": b"4"}
+    session.merge_fork(fork)
+    assert content(session) == content(fork)
+
+
+def test_who_comes_while_a_caller_writes_is_in_its_txn(fork, monkeypatch):
+    monkeypatch.setattr("vzarr.journal.submit", no_thread)
+    with ThreadPoolExecutor(1) as pool:
+        with Held(fork):
+            before = fork.environment.last_txn_id()
+            first = pool.submit(fork.set, "a/1", b"1")
+            until(lambda: waiting(fork) == 1)
+            second = fork.begin_set("a/2", b"2")
+            assert not second.done()
+        first.result()
+        second.result()
+    assert fork.environment.last_txn_id() - before == 1
+    assert set(fork.keys("a")) == {"a/1", "a/2"}
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_of_a_caller_who_writes(fork, monkeypatch, interrupt):
+    def stop(*_: object) -> None:
+        raise interrupt
+
+    monkeypatch.setattr("vzarr.journal.submit", no_thread)
+    with monkeypatch.context() as patch:
+        patch.setattr("vzarr.journal.encode_journal", stop)
+        with pytest.raises(interrupt):
+            fork.begin_set("a", b"1")
+    fork.set("b", b"2")
+    assert content(fork) == {"zarr.json": GROUP, "file": b"file", "b": b"2"}
+
+
 def test_set_if_absent(fork):
     other = elsewhere(fork)
     fork.set_if_absent("file", b"other")
