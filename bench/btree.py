@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from vzarr.btree import Tree
 from vzarr.format import TreeRef, blob_measure, node_digest
-from vzarr.node import Node, decode_node
+from vzarr.node import Node, decode_node, encode_node
 
 SIZES = (1_000, 100_000, 1_000_000)
 SAMPLES = 300
@@ -40,7 +40,8 @@ class Nodes:
             node = self.decoded[digest] = decode_node(self.data[digest])
         return node
 
-    def save(self, node_bytes: bytes) -> bytes:
+    def save(self, node: Node) -> bytes:
+        node_bytes = encode_node(node.level, node.keys, node.values)
         digest = node_digest(node_bytes)
         self.data[digest] = node_bytes
         self.saved += 1

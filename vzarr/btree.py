@@ -29,15 +29,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress, islice
 from operator import ne
-from typing import Protocol, TypeAlias, final
+from typing import NamedTuple, Protocol, TypeAlias, final
 
 from vzarr.errors import CorruptError
 from vzarr.format import Digest, TreeRef, key_hash
-from vzarr.node import MAX_ENTRIES, REFERENCE, Node, ascend, encode_node, row_of
+from vzarr.node import MAX_ENTRIES, REFERENCE, Node, ascend, row_of
 
 _BITS = 5
 _HASHED_LEVELS = 64 // _BITS
 _BATCH = 8192
+# So many keys are looked for together: the nodes on their ways are a few megabytes.
+_AT_ONCE = 1024
+# So many nodes are loaded together ahead of the time when they are needed.
+_NODES_AT_ONCE = 256
+# As many leaves are loaded together by a walk from one to the next.
+_MOST_LEAVES = 32
+# So few edits are worth a look whether they change values alone. More would be much to remember.
+_FEW = 64
 
 Item: TypeAlias = tuple[bytes, bytes]
 Edit: TypeAlias = tuple[bytes, bytes | None]
@@ -55,8 +63,8 @@ class NodeStore(Protocol):
     def load(self, digest: bytes) -> Node:
         """Return a node, maybe from a cache; ``CorruptError`` where it is missing or damaged."""
 
-    def save(self, node_bytes: bytes) -> bytes:
-        """Keep the bytes of a node; return their digest."""
+    def save(self, node: Node) -> bytes:
+        """Keep a node, which nobody changes any more; return the digest of its bytes."""
 
 
 def ending(level: int, keys: Iterable[bytes]) -> list[bytes]:
@@ -67,16 +75,68 @@ def ending(level: int, keys: Iterable[bytes]) -> list[bytes]:
     return [key for key in keys if not key_hash(key) & mask]
 
 
-def _child(nodes: NodeStore, node: Node, index: int) -> Node:
+def load_child(nodes: NodeStore, node: Node, index: int) -> Node:
     """Load a child, and make sure that it is what its parent says."""
     child = nodes.load(node.values[index][:32])
-    if (
-        child.level != node.level - 1
-        or child.keys[-1] != node.keys[index]
-        or (index and child.keys[0] <= node.keys[index - 1])
-    ):
+    if not fits(child, node, index):
         raise _corrupt(node.values[index], "its level or its keys are not what its parent says")
     return child
+
+
+def fits(child: Node, parent: Node, index: int) -> bool:
+    """Whether a node has the level and the keys that its parent says."""
+    return (
+        child.level == parent.level - 1
+        and child.keys[-1] == parent.keys[index]
+        and (not index or child.keys[0] > parent.keys[index - 1])
+    )
+
+
+LoadSome: TypeAlias = Callable[[Sequence[bytes]], Sequence[Node | None]]
+
+
+def some_loader(nodes: NodeStore) -> LoadSome:
+    """Give what loads many nodes at once; None for each that is to be loaded alone.
+
+    A store may have it as ``load_some``, if it can do so in less time.
+    """
+    load_some: LoadSome = getattr(nodes, "load_some", _load_none)
+    return load_some
+
+
+def _leaves(nodes: NodeStore, root: Node, keys: Sequence[bytes]) -> list[tuple[Node, int, int]]:
+    """Load the leaves in which keys are, or would be; give each with its first key and its last.
+
+    The nodes of a level are loaded together. Keys beyond the last one of the tree are left out.
+    """
+    load_some = some_loader(nodes)
+    level = [(root, 0, len(keys))]
+    while level and level[0][0].level:
+        ways: list[tuple[Node, int, int, int]] = []
+        for node, low, high in level:
+            while low < high:
+                index = bisect_left(node.keys, keys[low])
+                if index == len(node.keys):
+                    break
+                middle = bisect_right(keys, node.keys[index], low, high)
+                ways.append((node, index, low, middle))
+                low = middle
+        found = load_some([node.values[index][:32] for node, index, _, _ in ways])
+        level = [
+            (
+                child
+                if child is not None and fits(child, node, index)
+                else load_child(nodes, node, index),
+                low,
+                high,
+            )
+            for child, (node, index, low, high) in zip(found, ways, strict=True)
+        ]
+    return level
+
+
+def _load_none(digests: Sequence[bytes]) -> Sequence[Node | None]:
+    return [None] * len(digests)
 
 
 def _sums(level: int, values: Sequence[bytes], measure: Measure) -> tuple[int, int]:
@@ -122,6 +182,7 @@ class Tree:
         self._measure = measure
         # The tree and the leaf of the last key that was found: the next one is mostly beside it.
         self._last: tuple[bytes, Node] | None = None
+        self._ahead = _Ahead(nodes)
 
     def get(self, root: TreeRef | None, key: bytes) -> bytes | None:
         """Return the value of a key, or None. O(depth); O(1) beside the last one."""
@@ -137,9 +198,29 @@ class Tree:
                 return None
             if node.level == 0:
                 break
-            node = _child(self._nodes, node, index)
+            if node.level == 1:
+                self._ahead.come_to(node, index)
+            node = load_child(self._nodes, node, index)
         self._last = root.digest, node
         return node.values[index] if node.keys[index] == key else None
+
+    def get_all(self, root: TreeRef | None, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Look up the values of keys, which ascend; None for each that is absent.
+
+        O(keys · depth) at most: each node is loaded once, and those of a level together.
+        """
+        found: list[bytes | None] = [None] * len(keys)
+        if root is None:
+            return found
+        for begin in range(0, len(keys), _AT_ONCE):
+            some = keys[begin : begin + _AT_ONCE]
+            for leaf, low, high in _leaves(self._nodes, self._nodes.load(root.digest), some):
+                leaf_keys, values = leaf.keys, leaf.row()
+                for place in range(low, high):
+                    index = bisect_left(leaf_keys, some[place])
+                    if index < len(leaf_keys) and leaf_keys[index] == some[place]:
+                        found[begin + place] = values[index]
+        return found
 
     def scan(
         self,
@@ -151,11 +232,14 @@ class Tree:
     ) -> Iterator[Item]:
         """Iterate over the entries with start ≤ key < stop that begin with prefix, in order.
 
-        Lazy: loads a node when the iteration comes to it. O(depth + nodes in the range).
+        Lazy: loads a node when the iteration comes to it, and as it goes on some of the next ones
+        with it. O(depth + nodes in the range).
         """
-        cursor = _Cursor(self._nodes, root, max(start, prefix))
+        cursor, ahead = _Cursor(self._nodes, root, max(start, prefix)), _Ahead(self._nodes)
         while cursor.level >= 0:
             if cursor.level > 0:
+                if cursor.level == 1:
+                    ahead.come_to(cursor.node, cursor.index)
                 cursor.descend()
                 continue
             for key, value in cursor.rest():
@@ -188,7 +272,7 @@ class Tree:
             total_count, total_nbytes = total_count + count, total_nbytes + nbytes
             if node.level == 0 or index == len(node.keys):
                 return total_count, total_nbytes
-            node = _child(self._nodes, node, index)
+            node = load_child(self._nodes, node, index)
 
     def diff(
         self,
@@ -238,6 +322,10 @@ class Tree:
         absent; keys strictly ascend. Saves only nodes that the new tree has, and of those only the
         ones that it does not have from the old. O(edits · depth).
         """
+        if root is not None and 0 < len(edits) <= _FEW:
+            copied = _Copy(self._nodes, self._measure, edits).apply(root)
+            if copied is not None:
+                return copied
         return _Rewrite(self._nodes, self._measure).apply(root, edits)
 
     def build(self, items: Iterable[Item]) -> TreeRef | None:
@@ -276,17 +364,21 @@ class Tree:
         of what is new in each. O(new nodes).
         """
         if root is not None and root.digest not in seen:
-            yield from self._reachable(root.digest, self._nodes.load(root.digest), seen)
+            node, ahead = self._nodes.load(root.digest), _Ahead(self._nodes)
+            yield from self._reachable(root.digest, node, seen, ahead)
 
     def _reachable(
-        self, digest: bytes, node: Node, seen: set[bytes]
+        self, digest: bytes, node: Node, seen: set[bytes], ahead: _Ahead
     ) -> Iterator[tuple[bytes, Node]]:
         seen.add(digest)
         yield digest, node
         if node.level:
             for index, value in enumerate(node.values):
                 if value[:32] not in seen:
-                    yield from self._reachable(value[:32], _child(self._nodes, node, index), seen)
+                    if node.level == 1:
+                        ahead.come_to(node, index)
+                    child = load_child(self._nodes, node, index)
+                    yield from self._reachable(value[:32], child, seen, ahead)
 
     def check(self, root: TreeRef | None) -> None:
         """Verify that a tree is the one tree of its content; ``CorruptError`` names the bad node.
@@ -312,8 +404,35 @@ class Tree:
         if node.level:
             last = len(node.keys) - 1
             for index, value in enumerate(node.values):
-                child = _child(self._nodes, node, index)
+                child = load_child(self._nodes, node, index)
                 self._check(value, child, is_last=is_last and index == last)
+
+
+@final
+class _Ahead:
+    """Loads leaves together that a walk from left to right will come to: more as it goes on."""
+
+    __slots__ = ("_load_some", "_node", "_stop", "_width")
+
+    def __init__(self, nodes: NodeStore) -> None:
+        self._load_some = some_loader(nodes)
+        self._node: Node | None = None
+        self._stop = 0
+        self._width = 1
+
+    def come_to(self, node: Node, index: int) -> None:
+        """Have a child in memory that is about to be loaded, with those behind it if it is due.
+
+        Where the walk jumps, it is the child alone. Only time is lost if threads get in between.
+        """
+        last = self._node
+        if node is last and index < self._stop:
+            return
+        goes_on = index == self._stop if node is last else last is not None and index == 0
+        self._width = min(2 * self._width, _MOST_LEAVES) if goes_on else 1
+        self._node, self._stop = node, index + self._width
+        if self._width > 1:
+            self._load_some([value[:32] for value in node.values[index : self._stop]])
 
 
 @final
@@ -359,7 +478,7 @@ class _Cursor:
     def descend(self) -> None:
         """Go to the first entry of the node that this entry refers to."""
         self._above.append((self.node, self.index))
-        self._enter(_child(self._nodes, self.node, self.index))
+        self._enter(load_child(self._nodes, self.node, self.index))
 
     def advance(self, steps: int = 1) -> None:
         """Go past some entries of this node, and up where it is at its end."""
@@ -409,6 +528,9 @@ class _Merge:
         self._on_conflict = on_conflict
         self._cursors = tuple(_Cursor(nodes, root, b"") for root in roots)
         self._base, self._ours, self._theirs = self._cursors
+        self._load_some = some_loader(nodes)
+        # On each level the node of the base below which all was loaded that may be needed.
+        self._ahead: dict[int, Node] = {}
         for root, cursor in zip(roots[1:], self._cursors[1:], strict=True):
             if root is not None:
                 rewrite.visit(cursor.node, _pack_ref(root))
@@ -441,10 +563,31 @@ class _Merge:
             self._pass(inner[0], min(keys, default=None), inclusive=False)
             return True
         top = max(cursor.level for cursor in self._cursors)
+        self._look_ahead()
         for cursor in inner:
             if cursor.level == top:
                 self._descend(cursor)
         return bool(inner)
+
+    def _look_ahead(self) -> None:
+        """Have nodes loaded together that all three are about to go into.
+
+        At the first entry that differs in three nodes with the same keys: those are all the others.
+        """
+        level = self._base.level
+        if level < 0 or not level == self._ours.level == self._theirs.level:
+            return
+        base, ours, theirs = (cursor.node for cursor in self._cursors)
+        if self._ahead.get(level) is base:
+            return
+        self._ahead[level] = base
+        if not base.keys == ours.keys == theirs.keys:
+            return
+        rows = zip(base.values, ours.values, theirs.values, strict=True)
+        differing = [row for row in rows if row[0] != row[1] != row[2] != row[0]]
+        below = [value[:32] for row in differing for value in row]
+        for begin in range(0, len(below), _NODES_AT_ONCE):
+            self._load_some(below[begin : begin + _NODES_AT_ONCE])
 
     def _resolve(self) -> None:
         """Merge what the three have, or lack, at the least of the keys where they stand."""
@@ -495,6 +638,75 @@ class _Merge:
 
 
 @final
+class _Step(NamedTuple):
+    """An entry to change: on level 0 its new value, above the node it refers to and what there."""
+
+    place: int
+    value: bytes
+    child: Node | None = None
+    below: Sequence[_Step] = ()
+
+
+@final
+class _Copy:
+    """A few edits that give keys of a tree other values: most commits are nothing else.
+
+    Where no key comes or goes, every node ends where it did. So the nodes on the way are copied,
+    with another entry here and there.
+    """
+
+    __slots__ = ("_keys", "_measure", "_nodes", "_values")
+
+    def __init__(self, nodes: NodeStore, measure: Measure, edits: Sequence[Edit]) -> None:
+        self._nodes = nodes
+        self._measure = measure
+        self._keys = [key for key, _ in edits]
+        self._values = [value for _, value in edits if value is not None]
+        assert ascend(self._keys), "edits out of order"
+
+    def apply(self, root: TreeRef) -> TreeRef | None:
+        """Give the edited tree, or None, with nothing saved, if a key comes or goes."""
+        if len(self._values) < len(self._keys):
+            return None
+        node = self._nodes.load(root.digest)
+        steps = self._find(node, 0, len(self._keys))
+        return None if steps is None else _unpack_ref(self._copy(node, _pack_ref(root), steps))
+
+    def _find(self, node: Node, low: int, high: int) -> list[_Step] | None:
+        """Find the entries of a node that the edits low to high change; None if one is missing."""
+        keys, index = node.keys, -1
+        steps: list[_Step] = []
+        while low < high:
+            key = self._keys[low]
+            index = bisect_left(keys, key, index + 1)
+            if index == len(keys):
+                return None
+            if node.level == 0:
+                if keys[index] != key:
+                    return None
+                steps.append(_Step(index, self._values[low]))
+                low += 1
+                continue
+            middle = bisect_right(self._keys, keys[index], low, high)
+            child = load_child(self._nodes, node, index)
+            below = self._find(child, low, middle)
+            if below is None:
+                return None
+            steps.append(_Step(index, node.values[index], child, below))
+            low = middle
+        return steps
+
+    def _copy(self, node: Node, ref: bytes, steps: Sequence[_Step]) -> bytes:
+        """Save a node with other values; give a reference to it, or to the old one if equal."""
+        values = node.values.copy()
+        for place, value, child, below in steps:
+            values[place] = value if child is None else self._copy(child, value, below)
+        if values == node.values:
+            return ref
+        return _save(self._nodes, self._measure, node.level, node.keys, values, (node, ref))
+
+
+@final
 class _Run:
     """The entries of the node that is being filled on one level."""
 
@@ -525,6 +737,9 @@ class _Rewrite:
         self._runs: list[_Run] = []
         self._edit_keys: list[bytes] = []
         self._edit_values: list[bytes | None] = []
+        self._root: Node | None = None
+        # The nodes that so many edits are in were loaded.
+        self._seen = 0
 
     def apply(self, root: TreeRef | None, edits: Sequence[Edit]) -> TreeRef | None:
         if not edits:
@@ -535,7 +750,7 @@ class _Rewrite:
         if root is None:
             self._edit_leaf(Node(0, [], []), 0, len(edits))
         else:
-            node = self._nodes.load(root.digest)
+            self._root = node = self._nodes.load(root.digest)
             self._edit(node, _pack_ref(root), 0, len(edits))
         return self.finish()
 
@@ -555,6 +770,8 @@ class _Rewrite:
         if node.level == 0:
             self._edit_leaf(node, low, high)
             return
+        if low < high and low >= self._seen:
+            self._look_ahead(low)
         keys = node.keys
         position, last = 0, len(keys) - 1
         while low < high:
@@ -562,9 +779,16 @@ class _Rewrite:
             index = min(bisect_left(keys, self._edit_keys[low], position), last)
             self.keep(node, position, index)
             middle = high if index == last else bisect_right(self._edit_keys, keys[index], low)
-            self._edit(_child(self._nodes, node, index), node.values[index], low, middle)
+            self._edit(load_child(self._nodes, node, index), node.values[index], low, middle)
             position, low = index + 1, middle
         self.keep(node, position, len(keys))
+
+    def _look_ahead(self, low: int) -> None:
+        """Have the nodes that the next edits are in loaded together, where that takes less time."""
+        some = self._edit_keys[low : low + _AT_ONCE]
+        self._seen = low + len(some)
+        if len(some) > 1 and self._root is not None and some_loader(self._nodes) is not _load_none:
+            _leaves(self._nodes, self._root, some)
 
     def _edit_leaf(self, node: Node, low: int, high: int) -> None:
         # Of the old keys, only the last can end a node; of the new ones, any.
@@ -594,7 +818,7 @@ class _Rewrite:
         """
         # A run open below takes in child by child, until one has the key that ends it.
         while start < stop and not self._settle(node.level):
-            self._edit(_child(self._nodes, node, start), node.values[start], 0, 0)
+            self._edit(load_child(self._nodes, node, start), node.values[start], 0, 0)
             start += 1
         if start < stop:
             candidates = node.keys[-1:] if stop == len(node.keys) else []
@@ -655,19 +879,7 @@ class _Rewrite:
                 if node.values == run.values:
                     return ref
                 old = node, ref
-        if level or old is None:
-            count, nbytes = _sums(level, run.values, self._measure)
-        else:
-            # To measure an entry may take long: where the keys are the same, measure what differs.
-            _, count, nbytes = REFERENCE.unpack(old[1])
-            for before, after in zip(old[0].values, run.values, strict=True):
-                if before != after:
-                    less, more = self._measure(before), self._measure(after)
-                    count, nbytes = count - less[0] + more[0], nbytes - less[1] + more[1]
-        if not (0 < count < 2**64 and 0 <= nbytes < 2**64):
-            raise CorruptError("a tree is damaged: its sums are not those of what is in it")
-        digest = self._nodes.save(encode_node(level, run.keys, run.values))
-        return REFERENCE.pack(digest, count, nbytes)
+        return _save(self._nodes, self._measure, level, run.keys, run.values, old)
 
     def finish(self) -> TreeRef | None:
         """Close the runs from the bottom up; the highest one makes the root."""
@@ -686,10 +898,33 @@ class _Rewrite:
         """Find the root where one old node is all that was kept: it may have one child itself."""
         node = self._nodes.load(ref[:32])
         while node.level and len(node.keys) == 1:
-            node, ref = _child(self._nodes, node, 0), node.values[0]
+            node, ref = load_child(self._nodes, node, 0), node.values[0]
         return _unpack_ref(ref)
 
     def _run(self, level: int) -> _Run:
         while len(self._runs) <= level:
             self._runs.append(_Run())
         return self._runs[level]
+
+
+def _save(
+    nodes: NodeStore,
+    measure: Measure,
+    level: int,
+    keys: list[bytes],
+    values: list[bytes],
+    old: tuple[Node, bytes] | None,
+) -> bytes:
+    """Save a node; give a reference to it. ``old`` is one with the same keys, and that to it."""
+    if level or old is None:
+        count, nbytes = _sums(level, values, measure)
+    else:
+        # To measure an entry may take long: where the keys are the same, measure what differs.
+        _, count, nbytes = REFERENCE.unpack(old[1])
+        for before, after in zip(old[0].values, values, strict=True):
+            if before != after:
+                less, more = measure(before), measure(after)
+                count, nbytes = count - less[0] + more[0], nbytes - less[1] + more[1]
+    if not (0 < count < 2**64 and 0 <= nbytes < 2**64):
+        raise CorruptError("a tree is damaged: its sums are not those of what is in it")
+    return REFERENCE.pack(nodes.save(Node(level, keys, values)), count, nbytes)

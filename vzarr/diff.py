@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from vzarr.btree import Change, Tree
 from vzarr.errors import InvalidInputError
+from vzarr.extents import Extent
 from vzarr.format import (
     EMPTY_ENTRY,
     MAX_DEPTH,
@@ -27,7 +30,7 @@ from vzarr.format import (
     entry_measure,
 )
 from vzarr.hierarchy import join
-from vzarr.indexdiff import differing
+from vzarr.indexdiff import differing_rows
 from vzarr.merge import format_region
 from vzarr.metadata import ArrayMetadata, NodeMetadata, Region, node_metadata
 from vzarr.objects import Store
@@ -41,7 +44,6 @@ Side = Literal["old", "new"]
 ChangeKind = Literal["added", "removed", "changed"]
 MARKS = {"added": "+", "removed": "-", "moved": ">", "changed": "~"}
 """What stands before a change where it is printed."""
-_SHOWN_CHUNKS = 5
 
 
 @final
@@ -74,6 +76,8 @@ class NodeChange:
     """For an array, what else changed of ``shape``, ``chunks``, ``dtype``, ``encoding``."""
     _document_sides: tuple[tuple[str, bool, bool], ...] = field(default=(), repr=False)
     _trees: tuple[TreeRef | None, TreeRef | None] = field(default=(None, None), repr=False)
+    _changes: Sequence[Change] | None = field(default=None, repr=False)
+    """The chunks that changed, where they are known and no trees tell them."""
     _nodes: tuple[NodeMetadata | None, NodeMetadata | None] = field(
         default=(None, None), repr=False
     )
@@ -84,17 +88,20 @@ class NodeChange:
 
     def iter_chunks(self) -> Iterator[ChunkChange]:
         """List the chunks that changed in row-major order, lazily. O(changed · log n)."""
-        for key, old, new in self._index_changes():
-            coordinates = decode_coordinates(key)
-            node = self._nodes[0] if new is None else self._nodes[1]
-            array = node.array if node is not None else None
-            yield ChunkChange(
-                coordinates,
-                _kind_of(old, new),
-                array.region(coordinates) if array is not None else None,
-                decode_blob(old).length if old is not None else 0,
-                decode_blob(new).length if new is not None else 0,
-            )
+        return map(self._chunk_change, self._index_changes())
+
+    def _chunk_change(self, change: Change) -> ChunkChange:
+        key, old, new = change
+        coordinates = decode_coordinates(key)
+        node = self._nodes[0] if new is None else self._nodes[1]
+        array = node.array if node is not None else None
+        return ChunkChange(
+            coordinates,
+            _kind_of(old, new),
+            array.region(coordinates) if array is not None else None,
+            blob_measure(old)[1] if old is not None else 0,
+            blob_measure(new)[1] if new is not None else 0,
+        )
 
     def iter_kinds(
         self, start: tuple[int, ...] = ()
@@ -108,8 +115,15 @@ class NodeChange:
             yield decode_coordinates(key), _kind_of(old, new)
 
     def _index_changes(self, start: bytes = b"") -> Iterator[Change]:
-        if self._source is not None and self.change != "moved":
-            yield from self._source.differing(*self._trees, start)
+        return chain.from_iterable(self._index_rows(start))
+
+    def _index_rows(self, start: bytes = b"") -> Iterator[Sequence[Change]]:
+        if self._source is None or self.change == "moved":
+            return iter(())
+        if self._changes is not None:
+            rest = self._changes[bisect_left(self._changes, start, key=itemgetter(0)) :]
+            return iter([rest] if rest else [])
+        return self._source.rows(*self._trees, start)
 
     @property
     def arrays(self) -> tuple[ArrayMetadata | None, ArrayMetadata | None]:
@@ -261,22 +275,22 @@ class NodeChange:
         """Say which chunks changed: how many, and where they lie. O(changed · log n)."""
         if alone := self.count_alone():
             return f"chunks: {alone} {self.change}"
-        if not self.chunks:
+        extent = Extent(*self.arrays)
+        for row in self._index_rows():
+            extent.add(row)
+        if not extent.total:
             return ""
-        counts = {"changed": 0, "added": 0, "removed": 0}
-        for chunk in self.chunks:
-            counts[chunk.kind] += 1
-        text = "chunks: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+        text = "chunks: " + ", ".join(f"{n} {kind}" for kind, n in extent.counts.items() if n)
         if self.change != "changed":
             return text
-        box = _box(self.regions)
+        box = extent.box() if extent.is_regular else _box(self.regions)
         if box is not None:
             return f"{text}, all of {format_region(box)}"
         shown = [
             f"{chunk.coordinates}" + (f" {format_region(chunk.region)}" if chunk.region else "")
-            for chunk in self.chunks[:_SHOWN_CHUNKS]
+            for chunk in map(self._chunk_change, extent.first)
         ]
-        more = len(self.chunks) - len(shown)
+        more = extent.total - len(shown)
         return text + ": " + ", ".join(shown) + (f", … and {more} more" if more else "")
 
 
@@ -385,6 +399,27 @@ def diff(
     return tuple(sorted(source.finish(), key=lambda change: change.path))
 
 
+def changed_chunks(
+    store: Store,
+    path: str,
+    entry: Entry,
+    changes: Sequence[Change],
+    open_node: Callable[[Side, str], Any],
+) -> NodeChange:
+    """Tell that chunks of an array have other values, in order of their keys, and nothing else."""
+    node = node_metadata(entry.documents, store.read)
+    assert node is not None, "an array without documents"
+    return NodeChange(
+        path,
+        node.kind,
+        "changed",
+        _changes=changes,
+        _nodes=(node, node),
+        _documents=(entry.documents, entry.documents),
+        _source=_Source(store, open_node, (EMPTY_ENTRY, EMPTY_ENTRY)),
+    )
+
+
 @final
 class _Source:
     """The walk over two trees, and what its results need to read on."""
@@ -405,7 +440,13 @@ class _Source:
 
     def differing(self, old: TreeRef | None, new: TreeRef | None, start: bytes) -> Iterator[Change]:
         """Compare two chunk indexes, from a key on. Lazy."""
-        return differing(self._store, self.indexes, old, new, start)
+        return chain.from_iterable(self.rows(old, new, start))
+
+    def rows(
+        self, old: TreeRef | None, new: TreeRef | None, start: bytes
+    ) -> Iterator[Sequence[Change]]:
+        """Give the same in lists, of some neighbours each."""
+        return differing_rows(self._store, self.indexes, old, new, start)
 
     def read(self, blob: Blob) -> bytes:
         """Give the bytes behind a reference. Raises ``CorruptError`` and ``AbsentError``."""

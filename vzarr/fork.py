@@ -439,8 +439,8 @@ def _merged(work: Workspace, sides: Sequence[_Side], strategy: Strategy) -> Entr
     traces.update(work.changes.traces)
     for side in sides:
         theirs = side.reader.folded().root
-        for node in side.reader.nodes(theirs):
-            work.overlay.save(node)
+        for data in side.reader.nodes(theirs):
+            work.overlay.adopt(data)
         merged, conflicts = merge(work.overlay, side.base, root, theirs, strategy)
         conflicts += racing_resizes(
             work.overlay, side.base, root, theirs, traces.wrote, traces.deleted, strategy

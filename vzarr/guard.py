@@ -11,7 +11,8 @@ neighbours.
 What is remembered is the range of keys of each leaf and each branch page that was checked. It stays
 sound whoever writes to it: LMDB makes new pages from old ones, and every process looks at these
 first. So only what happened to the file while nobody wrote it is looked for, and each page is
-checked once an opening; on a branch page that was, the way is found as LMDB finds it.
+checked once an opening; on a branch page that was, the way is found as LMDB finds it. While nobody
+commits, the branch pages of the way are not even read again.
 
 The pages are read with ``pread`` from the newest state of the file, which may be newer than that
 of the txn that is about to walk. That txn keeps all pages of both from being used again meanwhile.
@@ -59,6 +60,8 @@ from vzarr.pages import (
 _SMALL_PAGES, _SMALL_ENTRIES = 128, 2048
 # A list of eight names is one page; others may be in it, but not many.
 _MAX_MAIN_PAGES = 1024
+# As many branch pages of a state stay in memory: some 10 KB each.
+_KEPT_BRANCHES = 512
 # How often to look again because a commit of another process came between.
 _ATTEMPTS = 50
 
@@ -71,11 +74,12 @@ class Table:
 
     ``sound`` has the borders of these ranges in order: where one begins, where it ends, and so on.
     So a key is in one of them if the number of borders up to it is odd. ``branches`` has the same
-    for the branch pages that are so many levels above the leaves. ``whole`` says that also the
-    pages of large values, and all counts, were looked at.
+    for the branch pages that are so many levels above the leaves, and ``steps`` for leaves whose
+    neighbours are sound, too. ``whole`` says that also the pages of large values, and all counts,
+    were looked at.
     """
 
-    __slots__ = ("branches", "guard", "handle", "name", "sound", "whole")
+    __slots__ = ("branches", "guard", "handle", "name", "sound", "steps", "whole")
 
     def __init__(self, name: str, handle: Any, guard: Guard | None = None) -> None:
         self.name = name
@@ -86,6 +90,7 @@ class Table:
         # What is new was written by LMDB itself.
         self.sound: list[bytes] = [] if guard else [b""]
         self.branches: defaultdict[int, list[bytes]] = defaultdict(list)
+        self.steps: list[bytes] = []
         self.whole = guard is None
 
     def covers(self, key: bytes) -> bool:
@@ -99,6 +104,18 @@ class Table:
     def add(self, low: bytes, high: bytes | None) -> None:
         """Note a range as sound: from a key on, up to and without another one, or to the end."""
         _add(self.sound, low, high)
+
+    def steps_around(self, key: bytes | None) -> tuple[bytes, bytes | None] | None:
+        """Give the range around a key, or the end, in which LMDB may step on; None if unknown."""
+        borders = self.steps
+        after = len(borders) if key is None else bisect_right(borders, key)
+        if not after & 1:
+            return None
+        return borders[after - 1], borders[after] if after < len(borders) else None
+
+    def add_steps(self, low: bytes, high: bytes | None) -> None:
+        """Note that LMDB may step on from everywhere in a range."""
+        _add(self.steps, low, high)
 
     def covers_branch(self, level: int, low: bytes, high: bytes | None) -> bool:
         """Tell whether the branch page for a range of keys is known to be sound."""
@@ -132,7 +149,7 @@ def _add(borders: list[bytes], low: bytes, high: bytes | None) -> None:
 class _State:
     """One state of the file: its meta page, and the trees that it leads to."""
 
-    __slots__ = ("free", "main", "meta", "metas", "others", "trees")
+    __slots__ = ("branches", "free", "main", "meta", "metas", "others", "trees")
 
     def __init__(self, metas: tuple[bytes, bytes], meta: Meta) -> None:
         self.metas = metas
@@ -140,6 +157,8 @@ class _State:
         # The pages of the list of databases.
         self.main: list[int] = []
         self.trees: dict[str, Tree] = {}
+        # Branch pages by number, which stay what they are as long as the state is the newest.
+        self.branches: dict[int, Branch] = {}
         # How many pages databases have that are not ours.
         self.others = 0
         # The free pages by record, once somebody wants to know whether a page is one of them.
@@ -195,6 +214,18 @@ class Guard:
         if not table.covers(key):
             self._check(lambda state: self._descend(state, table, key, before=False))
 
+    def require_leaves(self, table: Table, keys: Iterable[bytes]) -> None:
+        """Look at the ways to the leaves of many keys, best in order. O(log n), some 15 µs each."""
+
+        def look(state: _State) -> None:
+            for key in unknown:
+                if not table.covers(key):
+                    self._descend(state, table, key, before=False)
+
+        unknown = [key for key in keys if not table.covers(key)]
+        if unknown:
+            self._check(look)
+
     def require_neighbours(self, table: Table, key: bytes | None) -> tuple[bytes, bytes | None]:
         """Look at the leaf of a key, or the last one, and the leaves on both sides of it.
 
@@ -202,6 +233,9 @@ class Guard:
         """
         if table.sound == [b""]:
             return b"", None
+        known = table.steps_around(key)
+        if known is not None:
+            return known
 
         def look(state: _State) -> tuple[bytes, bytes | None]:
             low, high = self._descend(state, table, key, before=key is None)
@@ -209,6 +243,7 @@ class Guard:
                 self._descend(state, table, low, before=True)
             if high is not None and not table.covers(high):
                 self._descend(state, table, high, before=False)
+            table.add_steps(low, high)
             return low, high
 
         return self._check(look)
@@ -329,6 +364,15 @@ class Guard:
         require_order(leaf.keys, low, high, number)
         return leaf
 
+    def _find_child(
+        self, state: _State, number: int, key: bytes | None, *, before: bool
+    ) -> tuple[int, bytes, bytes | None]:
+        """Go on from a branch page that was read before, perhaps in another state."""
+        branch = state.branches.get(number)
+        if branch is not None:
+            return branch.find(key, before=before)
+        return find_child(self._read_page(state.meta, number), number, key, before=before)
+
     def _descend(
         self, state: _State, table: Table, key: bytes | None, *, before: bool
     ) -> tuple[bytes, bytes | None]:
@@ -340,13 +384,13 @@ class Guard:
         way = [number]
         if number != NO_PAGE:
             for level in range(tree.depth - 1, 0, -1):
-                page = self._read_page(meta, number)
                 if not table.covers_branch(level, low, high):
-                    _require_range(
-                        read_branch(page, number, meta.last_page).keys, low, high, number
-                    )
+                    branch = self._read_branch(meta, number)
+                    _require_range(branch.keys, low, high, number)
                     table.add_branch(level, low, high)
-                number, least, following = find_child(page, number, key, before=before)
+                    if len(state.branches) < _KEPT_BRANCHES:
+                        state.branches[number] = branch
+                number, least, following = self._find_child(state, number, key, before=before)
                 low, high = least or low, following or high
                 way.append(number)
             leaf = self._read_leaf(meta, number, low, high)

@@ -2,20 +2,32 @@
 
 Both trees are then cut alike, so that they are compared node by node: whole rows of values at once,
 and nothing but the rows that differ. Where they are cut in other places, ``Tree.diff`` goes on.
+
+The walk goes down level by level, but only for some pairs of nodes at once: one at first, more as
+it goes on. So who looks at the first change alone does not wait for all, and who wants all has the
+nodes of many pairs read in one go.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import compress, count, islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, compress, count, islice
 from operator import ne
-from typing import final
+from typing import TypeAlias, final
 
-from vzarr.btree import Change, Tree
+from vzarr.btree import Change, Tree, fits, load_child, some_loader
 from vzarr.format import DIGEST_BYTES, Digest, TreeRef
 from vzarr.node import Node
 from vzarr.objects import Store
+
+# So many pairs of nodes are read at once, when a walk has come so far.
+_MOST_PAIRS = 64
+# Changes that are found one by one are given so many at once: about as many as a node has.
+_ROW = 32
+
+_Pair: TypeAlias = tuple[bytes, bytes, Node, Node, int]
+"""The digests of two nodes to compare, and where they are: in which nodes, at which entry."""
 
 
 def differing(
@@ -25,72 +37,100 @@ def differing(
 
     Lazy. O(nodes that differ · depth). Raises ``CorruptError`` as it does.
     """
-    if old is None or new is None or old == new:
-        return tree.diff(old, new, start)
-    return _Pairs(store, tree, old, new, start).compare(old.digest, new.digest)
+    return chain.from_iterable(differing_rows(store, tree, old, new, start))
+
+
+def differing_rows(
+    store: Store, tree: Tree, old: TreeRef | None, new: TreeRef | None, start: bytes = b""
+) -> Iterator[list[Change]]:
+    """Give the same changes in lists that are not empty, mostly of a node each. Lazy."""
+    if old == new:
+        return iter(())
+    if old is None or new is None:
+        return _rows_of(tree.diff(old, new, start))
+    return _Walk(store, tree, start).compare(old.digest, new.digest)
+
+
+def _rows_of(changes: Iterator[Change]) -> Iterator[list[Change]]:
+    while row := list(islice(changes, _ROW)):
+        yield row
 
 
 @final
-class _Pairs:
+class _Walk:
     """One walk over two trees, in steps of one node of each, which cover the same keys."""
 
-    def __init__(self, store: Store, tree: Tree, old: TreeRef, new: TreeRef, start: bytes) -> None:
-        self._load = store.load
+    def __init__(self, store: Store, tree: Tree, start: bytes) -> None:
+        self._store = store
+        self._load_some = some_loader(store)
         self._tree = tree
-        self._roots = old, new
         self._start = start
+        self._width = 1
 
-    def compare(self, old: bytes, new: bytes) -> Iterator[Change]:
+    def compare(self, old: bytes, new: bytes) -> Iterator[list[Change]]:
         """Compare two trees by the digests of their roots."""
-        one, other = self._load(old), self._load(new)
-        keys = one.keys
-        if one.level != other.level or keys != other.keys:
-            # Alone, each is the root of a tree of its own; diff does not look at the sums.
-            trees = TreeRef(Digest(old), 0, 0), TreeRef(Digest(new), 0, 0)
-            yield from self._tree.diff(*trees, self._start)
-            return
-        if one.level == 0:
-            yield from self._rows(one, other)
-            return
-        load = self._load
-        for index in _differing(one, other, bisect_left(keys, self._start)):
-            before = one.values[index][:DIGEST_BYTES]
-            after = other.values[index][:DIGEST_BYTES]
-            if before == after:
-                # The same node under other sums: whoever wrote one of them lied.
-                continue
-            left, right = load(before), load(after)
-            if not (_fits(left, one, index) and _fits(right, one, index)):
-                # It says what is wrong with it.
-                low = keys[index - 1] + b"\0" if index else b""
-                yield from self._tree.diff(*self._roots, max(low, self._start))
-                return
-            if left.level == 0 and left.keys == right.keys:
-                # As below, but for the many there are, a generator each would take longest.
-                yield from self._rows(left, right)
-            else:
-                yield from self.compare(before, after)
+        one, other = self._store.load(old), self._store.load(new)
+        if one.level != other.level or one.keys != other.keys:
+            yield from self._differently_cut(old, new)
+        elif one.level == 0:
+            if row := self._rows(one, other):
+                yield row
+        else:
+            yield from self._compare(self._below(one, other))
+
+    def _compare(self, pairs: list[_Pair]) -> Iterator[list[Change]]:
+        """Compare nodes of one level, in order."""
+        done = 0
+        while done < len(pairs):
+            some = pairs[done : done + self._width]
+            done += self._width
+            self._width = min(2 * self._width, _MOST_PAIRS)
+            lower: list[_Pair] = []
+            loaded = iter(self._load_some([digest for pair in some for digest in pair[:2]]))
+            for (before, after, one, other, index), old, new in zip(
+                some, loaded, loaded, strict=True
+            ):
+                if old is None or not fits(old, one, index):
+                    old = load_child(self._store, one, index)
+                if new is None or not fits(new, other, index):
+                    new = load_child(self._store, other, index)
+                if old.keys != new.keys:
+                    yield from self._compare(lower)
+                    lower = []
+                    yield from self._differently_cut(before, after)
+                elif old.level:
+                    lower += self._below(old, new)
+                elif row := self._rows(old, new):
+                    yield row
+            if lower:
+                yield from self._compare(lower)
+
+    def _differently_cut(self, old: bytes, new: bytes) -> Iterator[list[Change]]:
+        # Alone, each is the root of a tree of its own; diff does not look at the sums.
+        trees = TreeRef(Digest(old), 0, 0), TreeRef(Digest(new), 0, 0)
+        return _rows_of(self._tree.diff(*trees, self._start))
+
+    def _below(self, one: Node, other: Node) -> list[_Pair]:
+        """List the nodes that differ below two with the same keys."""
+        pairs = []
+        for index in self._differing(one.keys, one.values, other.values):
+            old, new = one.values[index][:DIGEST_BYTES], other.values[index][:DIGEST_BYTES]
+            # The same node under other sums: whoever wrote one of them lied.
+            if old != new:
+                pairs.append((old, new, one, other, index))
+        return pairs
 
     def _rows(self, old: Node, new: Node) -> list[Change]:
         """Compare two leaves with the same keys."""
-        keys, before, after = old.keys, old.values, new.values
-        start = bisect_left(keys, self._start) if keys[0] < self._start else 0
-        return [(keys[n], before[n], after[n]) for n in _differing(old, new, start)]
+        keys, before, after = old.keys, old.row(), new.row()
+        return [(keys[n], before[n], after[n]) for n in self._differing(keys, before, after)]
 
-
-def _differing(old: Node, new: Node, start: int) -> Iterator[int]:
-    """List where two rows of values differ. O(n), some 30 ns each."""
-    if start:
-        pairs = map(ne, islice(old.values, start, None), islice(new.values, start, None))
-    else:
-        pairs = map(ne, old.values, new.values)
-    return compress(count(start), pairs)
-
-
-def _fits(child: Node, parent: Node, index: int) -> bool:
-    """Whether a node has the level and the keys that its parent says."""
-    return (
-        child.level == parent.level - 1
-        and child.keys[-1] == parent.keys[index]
-        and (not index or child.keys[0] > parent.keys[index - 1])
-    )
+    def _differing(
+        self, keys: list[bytes], old: Sequence[bytes], new: Sequence[bytes]
+    ) -> Iterator[int]:
+        """List where two rows of values differ, from the start on. O(n), some 30 ns each."""
+        if keys[0] >= self._start:
+            return compress(count(), map(ne, old, new))
+        first = bisect_left(keys, self._start)
+        pairs = map(ne, islice(old, first, None), islice(new, first, None))
+        return compress(count(first), pairs)

@@ -33,7 +33,7 @@ from vzarr.format import (
     node_digest,
 )
 from vzarr.hierarchy import Hierarchy, join
-from vzarr.node import Node, decode_node
+from vzarr.node import Node, decode_node, encode_node
 from vzarr.objects import Cache
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ class Mender:
             self._decoded.put(digest, node, len(data) * _DECODED_FACTOR)
         return node
 
-    def save(self, node_bytes: bytes) -> bytes:
+    def save(self, node: Node) -> bytes:
         """Keep a node that was made, unless the file has it."""
+        node_bytes = encode_node(node.level, node.keys, node.values)
         digest = node_digest(node_bytes)
         if not self._salvage.contains("nodes", digest):
             self.nodes[digest] = node_bytes

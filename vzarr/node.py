@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from operator import lt
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import msgpack
 
@@ -28,14 +29,48 @@ class Node:
 
     The values of level 0 are the map's. Above, a value is a reference to the node whose last key is
     the entry's key: digest (32 bytes), count and nbytes (64 bits each, little-endian).
+
+    Values of one width stay packed until somebody asks for the list of them. Who compares nodes
+    looks at most values once, and memory for so many small objects costs more than to unpack them.
     """
 
-    __slots__ = ("keys", "level", "values")
+    __slots__ = ("_is_seen", "_packed", "_row", "keys", "level", "values")
 
-    def __init__(self, level: int, keys: list[bytes], values: list[bytes]) -> None:
+    keys: list[bytes]
+    values: list[bytes]
+
+    def __init__(
+        self, level: int, keys: list[bytes], values: list[bytes] | bytes, width: int = 0
+    ) -> None:
+        """Values that are bytes lie back to back, all of one width."""
         self.level = level
         self.keys = keys
-        self.values = values
+        self._packed: bytes | None = None
+        if isinstance(values, bytes):
+            self._packed = values
+            self._row = row_of(f"{width}s", len(keys))
+            self._is_seen = False
+        else:
+            self.values = values
+
+    def row(self) -> Sequence[bytes]:
+        """Give all values for one look at them: a list is kept from the second one on. O(n)."""
+        packed = self._packed
+        if packed is None or self._is_seen:
+            return self.values
+        self._is_seen = True
+        return self._row.unpack(packed)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> list[bytes]:
+            """Unpack the values at the first use: Python asks here for what is not there yet."""
+            packed = self._packed if name == "values" else None
+            if packed is not None:
+                self.values = list(self._row.unpack(packed))
+                self._packed = None
+            # Another thread may have been faster.
+            return object.__getattribute__(self, name)
 
 
 def encode_node(level: int, keys: list[bytes], values: list[bytes]) -> bytes:
@@ -67,14 +102,16 @@ def decode_node(data: bytes) -> Node:
         if msgpack.packb(fields) != data:
             raise ValueError("it is not spelled canonically")
         keys = _unpack_column(n, key_ends, key_bytes)
-        values = _unpack_column(n, value_ends, value_bytes)
         if not ascend(keys):
             raise ValueError("its keys are out of order")
         if level and value_ends != REFERENCE.size:
             raise ValueError("its references have the wrong size")
+        if type(value_ends) is int:
+            _require_column(n, value_ends, value_bytes)
+            return Node(level, keys, value_bytes, value_ends)
+        return Node(level, keys, _unpack_column(n, value_ends, value_bytes))
     except _MALFORMED as error:
         raise _damaged(error) from error
-    return Node(level, keys, values)
 
 
 def decode_values(data: bytes) -> tuple[int, int, bytes]:
@@ -112,14 +149,18 @@ def _pack_column(items: list[bytes]) -> tuple[int | bytes, bytes]:
     return struct.pack(f"<{len(items)}I", *accumulate(map(len, items))), b"".join(items)
 
 
-def _unpack_column(n: int, ends: int | bytes, data: bytes) -> list[bytes]:
+def _require_column(n: int, width: int, data: bytes) -> None:
     if type(data) is not bytes:
         raise TypeError("a column is not of bytes")
+    if len(data) != n * width:
+        raise ValueError("a column has the wrong length")
+
+
+def _unpack_column(n: int, ends: int | bytes, data: bytes) -> list[bytes]:
     if type(ends) is int:
-        if len(data) != n * ends:
-            raise ValueError("a column has the wrong length")
+        _require_column(n, ends, data)
         return list(row_of(f"{ends}s", n).unpack(data))
-    if type(ends) is not bytes:
+    if type(ends) is not bytes or type(data) is not bytes:
         raise TypeError("the widths of a column are neither a number nor offsets")
     offsets = (0, *row_of("I", n).unpack(ends))
     items = [data[start:end] for start, end in pairwise(offsets)]

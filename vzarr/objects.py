@@ -7,7 +7,7 @@ yet, so that the trees and the hierarchy above need not know the difference.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, Literal, Protocol, TypeVar, final
 
 from vzarr import absence
@@ -25,7 +25,7 @@ from vzarr.format import (
     entry_digest,
     node_digest,
 )
-from vzarr.node import Node, decode_node
+from vzarr.node import Node, decode_node, encode_node
 
 Verify = Literal["always", "first", "never"]
 """When chunks are verified: at every read, at the first in this process, or not.
@@ -44,6 +44,8 @@ LARGE_BYTES = 64 << 10
 _CACHE_BYTES = 32 << 20
 # A node of 1 KiB becomes lists of small bytes objects: about three times its size.
 _DECODED_FACTOR = 3
+# So many of the nodes that a session made need not be decoded again when it commits.
+_DECODED_NODES = 512
 
 
 @final
@@ -90,8 +92,8 @@ class Store(Protocol):
         """Give a tree node."""
         ...
 
-    def save(self, node_bytes: bytes) -> bytes:
-        """Keep an encoded tree node and give its digest."""
+    def save(self, node: Node) -> bytes:
+        """Keep a tree node and give its digest."""
         ...
 
     def read(self, blob: Blob) -> bytes:
@@ -143,9 +145,41 @@ class Objects:
             nodes.put(digest, node, len(data) * _DECODED_FACTOR)
         return node
 
-    def save(self, node_bytes: bytes) -> bytes:
+    def load_some(self, digests: Sequence[bytes]) -> list[Node | None]:
+        """Give nodes, those that are cold all read in one go; None where something is wrong.
+
+        What that is, ``load`` tells. O(1) each, a hash when cold: in half the time of one by one.
+        """
+        nodes = _nodes if self._own_nodes is None else self._own_nodes
+        found = [nodes.get(digest) for digest in digests]
+        if None in found:
+            missing = (digest for digest, node in zip(digests, found, strict=True) if node is None)
+            read = self._read_nodes(sorted(set(missing)))
+            for place, digest in enumerate(digests):
+                if found[place] is None and (node := read.get(digest)) is not None:
+                    found[place] = node
+        return found
+
+    def _read_nodes(self, digests: Sequence[bytes]) -> dict[bytes, Node]:
+        nodes = _nodes if self._own_nodes is None else self._own_nodes
+        read: dict[bytes, Node] = {}
+        with contextlib.suppress(CorruptError), self.environment.read() as txn:
+            txn.look_for("nodes", digests)
+            for digest in digests:
+                data = txn.get("nodes", digest)
+                if data is not None and node_digest(data) == digest:
+                    node = read[digest] = decode_node(data)
+                    nodes.put(digest, node, len(data) * _DECODED_FACTOR)
+        return read
+
+    def keep(self, digest: bytes, node: Node, node_bytes: int) -> None:
+        """Keep a node in memory that was just written: the next edit mostly begins there."""
+        nodes = _nodes if self._own_nodes is None else self._own_nodes
+        nodes.put(digest, node, node_bytes * _DECODED_FACTOR)
+
+    def save(self, node: Node) -> bytes:
         """Refuse: the objects on disk are written by commits alone."""
-        raise AssertionError(f"{len(node_bytes)} bytes of node are saved without an overlay")
+        raise AssertionError(f"a node of {len(node.keys)} entries is saved without an overlay")
 
     def write(self, data: bytes) -> Blob:
         """Refuse, as ``save``."""
@@ -270,10 +304,27 @@ class Overlay:
             node = self._decoded[digest] = decode_node(data)
         return node
 
-    def save(self, node_bytes: bytes) -> bytes:
-        """Keep an encoded node in memory until the commit. O(n) for its hash."""
+    def load_some(self, digests: Sequence[bytes]) -> list[Node | None]:
+        """Give nodes, those of the repository all read in one go; None as in ``Objects``."""
+        own = self._encoded
+        if not own:
+            return self._base.load_some(digests)
+        found = iter(self._base.load_some([digest for digest in digests if digest not in own]))
+        return [self.load(digest) if digest in own else next(found) for digest in digests]
+
+    def adopt(self, node_bytes: bytes) -> None:
+        """Keep an encoded node that another overlay has, as ``save``. O(n) for its hash."""
+        self._encoded.setdefault(node_digest(node_bytes), node_bytes)
+
+    def save(self, node: Node) -> bytes:
+        """Keep a node in memory until the commit. O(n) for its hash."""
+        node_bytes = encode_node(node.level, node.keys, node.values)
         digest = node_digest(node_bytes)
-        self._encoded.setdefault(digest, node_bytes)
+        if digest not in self._encoded:
+            self._encoded[digest] = node_bytes
+            # Of many, the bytes alone take a quarter of the memory.
+            if len(self._decoded) < _DECODED_NODES:
+                self._decoded[digest] = node
         return digest
 
     def read(self, blob: Blob) -> bytes:
@@ -297,6 +348,13 @@ class Overlay:
     def fresh(self) -> Mapping[bytes, bytes]:
         """The encoded nodes that the repository may not have, by digest."""
         return self._encoded
+
+    def hand_over(self, written: Mapping[bytes, bytes]) -> None:
+        """Keep nodes in memory for all sessions, now that they are written. O(number of nodes)."""
+        for digest, data in written.items():
+            node = self._decoded.get(digest)
+            if node is not None:
+                self._base.keep(digest, node, len(data))
 
     def forget(self) -> None:
         """Drop all nodes: they are written, or not wanted."""
@@ -357,20 +415,36 @@ def cache_entry(directory: bytes, name: str, entry: Entry) -> None:
     _entries.put((directory, name), entry, 1)
 
 
-def put_chunk(txn: Txn, digest: bytes, data: Bytes) -> None:
-    """Write the bytes of a chunk, document or file, unless they are there. O(n + log n)."""
+def put_chunk(txn: Txn, digest: bytes, data: Bytes, checksum: bytes | None = None) -> None:
+    """Write the bytes of a chunk, document or file, unless they are there. O(n + log n).
+
+    Whoever has the checksum of a large one already spares the other writers the wait for it.
+    """
     if txn.put("chunks", digest, data, overwrite=False) and len(data) >= CHECKSUM_FROM_BYTES:
-        txn.put("checksums", digest, chunk_checksum(data))
+        txn.put("checksums", digest, checksum or chunk_checksum(data))
 
 
 def put_root(txn: Txn, root: Entry) -> Digest:
     """Write the root entry of a snapshot and give its digest. O(log n)."""
-    data = encode_entry(root)
-    digest = entry_digest(data)
+    _, data, digest = _encoded_root(root)
     txn.put("nodes", digest, data, overwrite=False)
     return digest
 
 
 def root_digest(root: Entry) -> Digest:
     """Compute the digest of a snapshot's root: equal data, equal digest, in any file."""
-    return entry_digest(encode_entry(root))
+    return _encoded_root(root)[2]
+
+
+_Root = tuple[Entry, bytes, Digest]
+_last_root: _Root | None = None
+
+
+def _encoded_root(root: Entry) -> _Root:
+    """Give a root entry, its bytes and their digest: a commit asks for the same several times."""
+    global _last_root  # noqa: PLW0603 - in one step, so that all threads see what goes together
+    found = _last_root
+    if found is None or found[0] is not root:
+        data = encode_entry(root)
+        found = _last_root = root, data, entry_digest(data)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, final
 
 import lmdb
@@ -115,6 +115,15 @@ class Txn:
         if not table.whole:
             self._look_at_all(table)
 
+    def look_for(self, database: str, keys: Sequence[bytes]) -> None:
+        """Have the pages of many keys looked at, for one who will read them, best in order.
+
+        It takes half the time of one look for each. O(log n) each.
+        """
+        table = self._tables[database]
+        if table.guard is not None:
+            self._guarded(table.guard.require_leaves, table, keys)
+
     def contains(self, database: str, key: bytes) -> bool:
         """Tell whether there is such a key, without touching its value. O(log n)."""
         table = self._tables[database]
@@ -209,6 +218,30 @@ class Txn:
         if keys_only or database not in SEALED:
             return found
         return ((key, unseal(database, key, data)) for key, data in found)
+
+    def last_key(self, database: str, prefix: bytes) -> bytes | None:
+        """Give the last key that begins with ``prefix``, or None. O(log n).
+
+        Raises ``CorruptError`` for a broken seal beside it, as ``scan`` does.
+        """
+        table, end = self._tables[database], _successor(prefix)
+        self._around(table, end or None)
+        try:
+            with self._transaction.cursor(table.handle) as cursor:
+                if end and cursor.set_range(end):
+                    _require_sealed(database, cursor)
+                    found = cursor.prev()
+                else:
+                    found = cursor.last()
+                if not found:
+                    return None
+                key = bytes(cursor.key())
+                if key.startswith(prefix):
+                    return key
+                _require_sealed(database, cursor)
+                return None
+        except lmdb.Error as error:
+            raise self._failed(error) from error
 
     def _walk(
         self,
@@ -319,6 +352,12 @@ def _look_beside(name: str, cursor: lmdb.Cursor[memoryview], found: bool, revers
     else:
         there = cursor.first() if reverse else cursor.last()
     if there:
+        _require_sealed(name, cursor)
+
+
+def _require_sealed(name: str, cursor: lmdb.Cursor[memoryview]) -> None:
+    """Raise ``CorruptError`` if the record where a cursor stands has a broken seal."""
+    if name in SEALED:
         unseal(name, bytes(cursor.key()), bytes(cursor.value()))
 
 

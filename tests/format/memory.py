@@ -14,7 +14,7 @@ from vzarr.format import (
     node_digest,
 )
 from vzarr.hierarchy import Hierarchy
-from vzarr.node import Node, decode_node
+from vzarr.node import Node, decode_node, encode_node
 
 
 class Memory:
@@ -27,7 +27,10 @@ class Memory:
     def load(self, digest: bytes) -> Node:
         return decode_node(self.nodes[digest])
 
-    def save(self, node_bytes: bytes) -> bytes:
+    def save(self, node: Node) -> bytes:
+        return self.keep(encode_node(node.level, node.keys, node.values))
+
+    def keep(self, node_bytes: bytes) -> bytes:
         digest = node_digest(node_bytes)
         self.nodes[digest] = node_bytes
         return digest

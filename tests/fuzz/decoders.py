@@ -189,8 +189,8 @@ def _tree(data: bytes) -> None:
         def load(self, digest: bytes) -> Node:
             return node
 
-        def save(self, node_bytes: bytes) -> bytes:
-            return chunk_digest(node_bytes)
+        def save(self, node: Node) -> bytes:
+            return chunk_digest(encode_node(node.level, node.keys, node.values))
 
     root, other = TreeRef(_A, 2**64 - 1, 2**64 - 1), TreeRef(_B, 1, 1)
     for measure in (blob_measure, entry_measure):

@@ -21,7 +21,7 @@ from vzarr.format import (
     node_digest,
 )
 from vzarr.indexdiff import differing
-from vzarr.node import Node, decode_node
+from vzarr.node import Node, decode_node, encode_node
 from vzarr.objects import Overlay
 
 GROUP = b'{"zarr_format":3,"node_type":"group"}'
@@ -111,7 +111,8 @@ def test_any_two_indexes(data):
         def load(self, digest):
             return decode_node(self[digest])
 
-        def save(self, node_bytes):
+        def save(self, node):
+            node_bytes = encode_node(node.level, node.keys, node.values)
             self[node_digest(node_bytes)] = node_bytes
             return node_digest(node_bytes)
 

@@ -506,6 +506,48 @@ def test_no_look_after_the_end_of_the_txn(file, opened):
         txn.get("chunks", key(3))
 
 
+def test_where_a_scan_has_been_nothing_is_read_again(file, opened, monkeypatch):
+    """Not even the list of free pages, which grows with each commit: each asks for the last key."""
+    environment = opened()
+    with environment.write() as txn:
+        for number in range(COUNT):
+            txn.put("reflog", b"main" + key(number), bytes(50))
+    environment.close()
+    environment = opened()
+    reads = 0
+    read = Guard._read_page
+
+    def counting(self: Guard, *arguments: Any) -> bytes:
+        nonlocal reads
+        reads += 1
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Guard, "_read_page", counting)
+    for number in range(COUNT, COUNT + 200):
+        with environment.write() as txn:
+            assert txn.last_key("reflog", b"main") == b"main" + key(number - 1)
+            txn.put("reflog", b"main" + key(number), bytes(50))
+        if number == COUNT:
+            assert reads > 0
+            reads = 0
+    assert reads == 0
+    with environment.read() as txn:
+        first = [name for name, _ in txn.scan("reflog")]
+        assert reads > 0
+        reads = 0
+        assert [name for name, _ in txn.scan("reflog", reverse=True)] == first[::-1]
+    assert reads == 0
+
+
+@pytest.mark.parametrize("wanted", [999, COUNT - 1])
+def test_the_last_key_is_not_looked_for_on_damaged_pages(file, opened, wanted):
+    bad = page_of(file, key(wanted))
+    edit(file, bad * PAGE, bytes(PAGE))
+    prefix = key(wanted)[:-2] if wanted < COUNT - 1 else b"0"
+    with opened().read() as txn, pytest.raises(CorruptError):
+        txn.last_key("chunks", prefix)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("keys_only", [False, True])
 @pytest.mark.parametrize("number", [0, 4])
@@ -529,6 +571,9 @@ def test_a_record_does_not_leave_a_scan_by_a_damaged_key(tmp_path, reverse, keys
             assert txn.get("reflog", b"branch\0") == b"move"
             with pytest.raises(CorruptError, match="reflog"):
                 list(txn.scan("reflog", prefix=b"dev\0", reverse=reverse, keys_only=keys_only))
+            if number == 4:
+                with pytest.raises(CorruptError, match="reflog"):
+                    txn.last_key("reflog", b"dev\0")
     finally:
         environment.close()
 
