@@ -12,7 +12,7 @@ import _thread
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import final
@@ -27,6 +27,8 @@ from vzarr.traces import Traces
 
 BATCH_BYTES = 32 << 20
 """Staged at once. Each batch waits for the disk, bigger ones keep other writers waiting."""
+_SMALL_BATCH_BYTES = 8 << 20
+"""Staged at once where nothing else is on its way: better than to let the disk wait for more."""
 _MAX_BATCHES_WAITING = 1
 # To keep and to write one more entry costs about as much as this many bytes of a chunk.
 _ENTRY_COST_BYTES = 400
@@ -111,6 +113,11 @@ class _Task:
         finally:
             self._running.release()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether ``wait`` returns at once."""
+        return not self._running.locked()
+
     def wait(self) -> BaseException | None:
         """Wait for the end, and give what was raised."""
         with self._running:
@@ -121,10 +128,11 @@ class _Task:
 class _Batch:
     """Bytes on their way into LMDB; kept until they are there."""
 
-    __slots__ = ("blobs", "task")
+    __slots__ = ("blobs", "checksums", "task")
 
-    def __init__(self, blobs: dict[bytes, Bytes]) -> None:
+    def __init__(self, blobs: dict[bytes, Bytes], checksums: dict[bytes, bytes]) -> None:
         self.blobs = blobs
+        self.checksums = checksums
         self.task: _Task | None = None
 
     @property
@@ -149,27 +157,38 @@ class ChangeSet:
         self.edits: dict[str, Blob | None] = {}
         self._fresh: dict[bytes, Bytes] = {}
         self._fresh_bytes = 0
+        self._checksums: dict[bytes, bytes] = {}
         self._waiting: deque[_Batch] = deque()
         self.traces = Traces()
 
-    def put(self, key: str, blob: Blob, data: Bytes) -> None:
+    def put(self, key: str, blob: Blob, data: Bytes, *, checksum: bytes | None = None) -> None:
         """Note the new value of a key; ``data`` must not change any more.
 
-        O(1); waits for the background writer where that is too far behind, and raises what stopped
-        it (``FullError``, ``BusyError``, ``StorageError``).
+        The background writer computes the checksum of a large one where none is given. O(1); waits
+        for that writer where it is too far behind, and raises what stopped it (``FullError``,
+        ``BusyError``, ``StorageError``).
         """
         # Bytes first: a thread that reads without the lock finds what the edit names.
-        self.stage(blob, data)
+        self.stage(blob, data, checksum=checksum)
         self.edits[key] = blob
         self.traces.note(key)
 
-    def stage(self, blob: Blob, data: Bytes) -> None:
+    def stage(self, blob: Blob, data: Bytes, *, checksum: bytes | None = None) -> None:
         """Keep bytes until they are in LMDB, as ``put``, for no key yet."""
         if self.staged(blob.digest) is None:
             self._fresh[blob.digest] = data
+            if checksum is not None:
+                self._checksums[blob.digest] = checksum
             self._fresh_bytes += len(data) + _ENTRY_COST_BYTES
-            if self._fresh_bytes >= BATCH_BYTES:
+            if self._fresh_bytes >= BATCH_BYTES or (
+                self._fresh_bytes >= _SMALL_BATCH_BYTES and not self._is_writing
+            ):
                 self._hand_over()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever set, deleted or staged. O(1)."""
+        return not (self.edits or self._fresh or self._waiting or self.traces)
 
     def delete(self, key: str) -> None:
         """Note that a key has no value any more. O(1)."""
@@ -191,6 +210,16 @@ class ChangeSet:
         """The bytes that no batch took yet, by digest: the commit writes those it needs."""
         return self._fresh
 
+    @property
+    def checksums(self) -> dict[bytes, bytes]:
+        """What is known of their checksums."""
+        return self._checksums
+
+    @property
+    def _is_writing(self) -> bool:
+        task = self._waiting[-1].running if self._waiting else None
+        return task is not None and not task.is_over
+
     def flush(self) -> None:
         """Put all bytes into LMDB now: tree nodes that are written ahead may name them."""
         if self._fresh:
@@ -211,14 +240,14 @@ class ChangeSet:
     def _hand_over(self) -> None:
         while len(self._waiting) >= _MAX_BATCHES_WAITING:
             self._settle(self._waiting[0])
-        batch = _Batch(self._fresh)
+        batch = _Batch(self._fresh, self._checksums)
         # In this order, so that a thread that reads without the lock finds them here or there.
         self._waiting.append(batch)
-        self._fresh, self._fresh_bytes = {}, 0
+        self._fresh, self._fresh_bytes, self._checksums = {}, 0, {}
         self._start(batch)
 
     def _start(self, batch: _Batch) -> _Task:
-        batch.task = _Task(lambda: self._write(batch.blobs))
+        batch.task = _Task(lambda: self._write(batch))
         return batch.task
 
     def _settle(self, batch: _Batch) -> None:
@@ -238,15 +267,18 @@ class ChangeSet:
             if batch.running is not None and batch.running.wait() is not None:
                 batch.task = None
 
-    def _write(self, blobs: dict[bytes, Bytes]) -> None:
+    def _write(self, batch: _Batch) -> None:
+        blobs = batch.blobs
         room = sum(map(len, blobs.values()))
         with self._environment.write(timeout=self._timeout, room=room) as txn:
             record = self._lease.add(txn, b"".join(blobs), room)
-            put_blobs(txn, blobs.items())
+            put_blobs(txn, blobs.items(), batch.checksums)
         self._lease.record = record
 
 
-def put_blobs(txn: Txn, blobs: Iterable[tuple[bytes, Bytes]]) -> None:
+def put_blobs(
+    txn: Txn, blobs: Iterable[tuple[bytes, Bytes]], checksums: Mapping[bytes, bytes]
+) -> None:
     """Write bytes under their digests, where they are not there yet. O(log n) each."""
     for digest, data in blobs:
-        put_chunk(txn, digest, data)
+        put_chunk(txn, digest, data, checksums.get(digest))

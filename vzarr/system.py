@@ -97,7 +97,11 @@ def _started(pid: int) -> datetime | None:
 def maps_of(inode: int) -> Iterator[tuple[int, int]]:
     """Give address and length of each shared map that this process has of a file."""
     # 7f0a1c000000-7f1a1c000000 r--s 00000000 fe:00 5678    /home/ada/ocean.vzarr
+    wanted = f" {inode} "
     for line in _lines("/proc/self/maps"):
+        # A process has hundreds of maps.
+        if wanted not in line:
+            continue
         places, access, _, _, number = line.split(None, 5)[:5]
         if int(number) == inode and "s" in access:
             start, end = (int(place, 16) for place in places.split("-"))

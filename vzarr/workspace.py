@@ -17,7 +17,14 @@ from typing import NamedTuple, final
 from vzarr.changes import ChangeSet, put_blobs
 from vzarr.environment import Txn
 from vzarr.errors import BusyError, InvalidInputError, SessionStateError, StorageError
-from vzarr.format import MAX_CHUNK_BYTES, Blob, Digest, Entry
+from vzarr.format import (
+    CHECKSUM_FROM_BYTES,
+    MAX_CHUNK_BYTES,
+    Blob,
+    Digest,
+    Entry,
+    chunk_checksum,
+)
 from vzarr.hierarchy import Hierarchy, collect, require_depth
 from vzarr.history import now
 from vzarr.leases import NOBODY, Lease
@@ -41,6 +48,7 @@ class Unwritten(NamedTuple):
     root: Entry
     nodes: Mapping[bytes, bytes]
     blobs: Sequence[tuple[bytes, Bytes]]
+    checksums: Mapping[bytes, bytes]
 
     @property
     def nbytes(self) -> int:
@@ -49,9 +57,11 @@ class Unwritten(NamedTuple):
 
     def write(self, txn: Txn) -> Digest:
         """Write it, and give the digest of the tree's root. O(log n) for each object."""
-        put_blobs(txn, self.blobs)
+        put_blobs(txn, self.blobs, self.checksums)
         # In key order LMDB finds the next place beside the last one.
-        for digest in sorted(self.nodes):
+        digests = sorted(self.nodes)
+        txn.look_for("nodes", digests)
+        for digest in digests:
             txn.put("nodes", digest, self.nodes[digest], overwrite=False)
         return put_root(txn, self.root)
 
@@ -127,16 +137,34 @@ class Workspace:
         return self.folded().root
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether there is nothing to drop, here or in the file. O(1)."""
+        return (
+            self._view.root is self.base
+            and self.changes.is_empty
+            and not self.overlay.fresh
+            and self.lease.is_blank
+        )
+
+    @property
     def unfolded(self) -> tuple[Entry, Mapping[str, Blob | None]]:
         """The root of the tree, and the edits that are not in it yet. Takes no lock. O(1)."""
         return self._view.root, self.changes.edits
+
+    @property
+    def edits_on_base(self) -> dict[str, Blob | None] | None:
+        """All edits, if none of them is in the tree yet; None otherwise. O(edits)."""
+        with self.lock:
+            return self.changes.edits.copy() if self._view.root == self.base else None
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
     def put(self, key: str, blob: Blob, data: Bytes) -> None:
         """Set the value of a key. ``data`` must not change afterwards."""
+        # Before the lock, as its digest, while the processor has it at hand.
+        checksum = chunk_checksum(data) if len(data) >= CHECKSUM_FROM_BYTES else None
         with self.lock:
-            self.changes.put(key, blob, data)
+            self.changes.put(key, blob, data, checksum=checksum)
             self._bound_memory()
 
     def delete(self, key: str) -> None:
@@ -218,7 +246,7 @@ class Workspace:
         self.changes.drain()
         nodes, needed = collect(self.overlay, root)
         blobs = [(digest, data) for digest, data in self.changes.fresh.items() if digest in needed]
-        return Unwritten(root, nodes, blobs)
+        return Unwritten(root, nodes, blobs, self.changes.checksums)
 
     def drop(self) -> None:
         """Delete what the edits left in the file. Waits for batches under way."""
