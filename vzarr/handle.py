@@ -223,13 +223,15 @@ class Handle:
                 f"cannot write: {self.path} was opened with mode 'r'; open it with mode 'r+'"
             )
 
-    def _require_branch(self, branch: str) -> None:
-        """Raise ``ReadOnlyError`` unless commits can go to it."""
+    def _require_branch(self, branch: str) -> Digest:
+        """Give the head of a branch; raise ``ReadOnlyError`` unless commits can go to it."""
         self._require_writable()
-        if self._revision(branch).branch is None:
+        revision = self._revision(branch)
+        if revision.branch is None:
             raise ReadOnlyError(
                 f"cannot write: {branch!r} is no branch, and commits go to branches"
             )
+        return revision.commit
 
     @property
     def _branch_in_use(self) -> str:

@@ -37,6 +37,7 @@ from vzarr.format import (
     encode_coordinates,
     encode_entry,
     entry_measure,
+    keep_entry,
 )
 from vzarr.metadata import NodeMetadata, layout_of, node_metadata
 from vzarr.objects import Overlay, Store, cache_entry, cached_entry
@@ -344,7 +345,7 @@ class Hierarchy:
 
     def _write_members(self, parent: Entry, members: Mapping[str, Entry]) -> TreeRef | None:
         edits = [
-            (name.encode(), None if entry.is_empty else encode_entry(entry))
+            (name.encode(), None if entry.is_empty else _encode(entry))
             for name, entry in members.items()
         ]
         return self._directories.apply(parent.directory, sorted(edits, key=_first))
@@ -359,6 +360,8 @@ class Hierarchy:
                     documents.pop(name, None)
                 else:
                     documents[name] = blob
+            # In the order in which they are read again.
+            documents = {name: documents[name] for name in DOCUMENTS if name in documents}
             layout = layout_of(documents, self._store.read)
             entry = replace(entry, documents=documents)
             if layout != entry.layout:
@@ -500,6 +503,13 @@ def _too_deep(path: str) -> CorruptError:
         f"groups are nested more than {MAX_DEPTH} deep below {path[:40]!r}; no key may be set "
         "there, and if a move has brought them there, move them up"
     )
+
+
+def _encode(entry: Entry) -> bytes:
+    """Encode an entry of a directory, which is mostly looked at again at once."""
+    data = encode_entry(entry)
+    keep_entry(data, entry)
+    return data
 
 
 def _first(pair: tuple[bytes, object]) -> bytes:

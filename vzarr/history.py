@@ -103,6 +103,11 @@ def put(txn: Txn, record: CommitRecord) -> Digest:
     return digest
 
 
+def remember(commit: Digest, record: CommitRecord) -> None:
+    """Keep a commit in memory that was just written, for ``get``. O(1)."""
+    _commits.put(commit, record, 1)
+
+
 def get(environment: Environment, commit: Digest) -> CommitRecord:
     """Read a commit. Raises ``CorruptError`` if it is missing or damaged. O(log n), cached."""
     record = _commits.get(commit)

@@ -148,9 +148,8 @@ def records(txn: Txn, session_id: bytes, *, after: int = 0) -> Iterator[tuple[in
 
 def last_number(txn: Txn, session_id: bytes) -> int:
     """Give the highest number of a session's records; 0 if there is but the lease. O(log n)."""
-    for key, _ in txn.scan("sessions", prefix=session_id, reverse=True, keys_only=True):
-        return split_session_key(key)[1]
-    return 0
+    last = txn.last_key("sessions", session_id)
+    return 0 if last is None else split_session_key(last)[1]
 
 
 def delete(txn: Txn, session_id: bytes) -> None:
@@ -196,6 +195,11 @@ class Lease:
         if _open.get(self.id) is self:
             del _open[self.id]
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether the session has nothing in the file, be it a parent process's."""
+        return not self.written and self._parent is None
+
     def part(self) -> None:
         """Be the lease of another session: in a child process, of what is the parent's."""
         if self.written:
@@ -207,14 +211,14 @@ class Lease:
     @classmethod
     def create(cls, environment: Environment, branch: str, base: Digest) -> Lease:
         """Make a lease with a new id, in memory alone."""
-        time = now()
+        time, owner = now(), _owner(os.getpid())
         record = LeaseRecord(
             kind=SESSION,
-            token=0,
-            pid=0,
-            process_started=0,
-            host="",
-            command="",
+            token=environment.token,
+            pid=owner.pid,
+            process_started=owner.process_started,
+            host=owner.host,
+            command=owner.command,
             parent=None,
             branch=branch,
             base=base,
@@ -225,7 +229,7 @@ class Lease:
             checkpoint=None,
             checkpointed=None,
         )
-        return cls(environment, uuid.uuid4().bytes, own(environment, record))
+        return cls(environment, uuid.uuid4().bytes, record)
 
     def put(self, txn: Txn, **changes: Any) -> LeaseRecord:
         """Write the lease with some fields changed; it counts once the txn has ended well."""
@@ -277,9 +281,11 @@ class Lease:
     def renew(self, base: Digest) -> None:
         """Go on without edits: after a commit or a discard, or on another base."""
         self.base = base
-        self.record = replace(
-            self.record, base=base, nbytes=0, staged=None, checkpoint=None, checkpointed=None
-        )
+        record = self.record
+        if record.base != base or record.nbytes or record.staged or record.checkpointed:
+            self.record = replace(
+                record, base=base, nbytes=0, staged=None, checkpoint=None, checkpointed=None
+            )
         self._parent = None
         # What was staged and is not needed any more may still be there.
         if self._deleted:

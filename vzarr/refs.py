@@ -228,9 +228,8 @@ def moves(
 
 def newest_move(txn: Txn, branch: str) -> int:
     """Give the number of the newest record of a branch's reflog; -1 if there is none. O(log n)."""
-    for key, _ in txn.scan("reflog", prefix=reflog_prefix(branch), reverse=True, keys_only=True):
-        return split_reflog_key(key)[1]
-    return -1
+    newest = txn.last_key("reflog", reflog_prefix(branch))
+    return -1 if newest is None else split_reflog_key(newest)[1]
 
 
 def tracked_head(txn: Txn, name: str) -> Digest | None:

@@ -147,7 +147,7 @@ class Repository(Versions, Upkeep, Transfer):
         self, branch: str, isolation: Isolation, timeout: float | None, *, exclusive: bool
     ) -> Iterator[Session]:
         """Give a session on a branch, whose edits are gone when the block ends."""
-        self._require_branch(branch)
+        head = self._require_branch(branch)
         check_isolation(isolation)
         settings = self._settings if timeout is None else self._settings.waiting(timeout)
         turn = Turn(self._environment, branch)
@@ -157,7 +157,7 @@ class Repository(Versions, Upkeep, Transfer):
                 # Whoever was in the middle of a commit when we got the turn has ended it by then.
                 with self._environment.write(timeout=settings.timeout):
                     pass
-            head = self._revision(branch).commit
+                head = self._revision(branch).commit
             session = Session(
                 self._objects,
                 settings,

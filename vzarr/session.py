@@ -43,6 +43,7 @@ from vzarr.history import now
 from vzarr.leases import Lease
 from vzarr.merge import Strategy, check_strategy, list_conflicts, merge, racing_resizes
 from vzarr.objects import BlobSource, Bytes, Objects, Overlay, root_digest
+from vzarr.pending import pending_chunks
 from vzarr.reads import Listing, ReadSet
 from vzarr.status import Status
 from vzarr.turns import Turn
@@ -313,13 +314,19 @@ class Session:
     def discard(self) -> None:
         """Drop all uncommitted edits, a checkpoint of them and all forks too."""
         with self._work.lock:
-            self._work.drop()
-            self._begin(self._base, self._work.base)
+            # Where a transaction has committed there is nothing left.
+            if not self._work.is_untouched:
+                self._work.drop()
+                self._begin(self._base, self._work.base)
 
     def status(self) -> Status:
         """Compare the session with its base: what a commit would record. O(changed nodes)."""
-        view = self._work.folded()
-        changes = diff(self._work.overlay, self._work.base, view.root, self._open_side)
+        base, overlay, changes = self._work.base, self._work.overlay, None
+        edits = self._work.edits_on_base
+        if edits is not None:
+            changes = pending_chunks(overlay, base, edits, self._open_side)
+        if changes is None:
+            changes = diff(overlay, base, self._work.folded().root, self._open_side)
         return Status(self._branch, self.base, Diff(self.base[:12], "session", changes))
 
     def _open_side(self, side: Side, path: str) -> Any:
@@ -339,8 +346,9 @@ class Session:
             if self._autosave is not None:
                 self._autosave.stop()
             with self._work.lock:
-                self._work.leave()
-                self._begin(self._base, self._work.base)
+                if not self._work.is_untouched:
+                    self._work.leave()
+                    self._begin(self._base, self._work.base)
         self._closed = True
         if self._ending is not None:
             self._ending.settle()
@@ -554,8 +562,9 @@ class Session:
         check_strategy(strategy, "merge=")
         with self._work.lock:
             self._require_writable()
-            with self._environment.read() as txn:
-                self._require_merged(txn)
+            if self._lease.written:
+                with self._environment.read() as txn:
+                    self._require_merged(txn)
             if not allow_empty and not self.has_changes:
                 raise SessionStateError(
                     f"nothing to commit: the session has no changes to {self._branch!r}; "
@@ -565,14 +574,15 @@ class Session:
             def attempt(head: Digest) -> Digest:
                 # Another session may have moved the branch since ours began.
                 root = self._rebased(head, strategy)
-                if not allow_empty and root_digest(root) == self._root_of(head):
+                digest = root_digest(root)
+                if not allow_empty and digest == self._root_of(head):
                     # The other session committed just what this one would.
                     self._work.drop()
                     self._begin(head)
                     return head
                 record = CommitRecord(
                     parents=(head,),
-                    root=root_digest(root),
+                    root=digest,
                     author=author_of(self._settings, author),
                     time=now(),
                     message=message,
@@ -600,6 +610,7 @@ class Session:
         with self._work.lock:
             self._require_writable()
             root = self._work.root
+            record = replace(record, root=root_digest(root))
             return self._record(
                 root, record, head=self._base, operation=operation, needs=needs, goes_on=goes_on
             )
@@ -643,7 +654,6 @@ class Session:
     ) -> Digest:
         """Write a commit with all it needs and move the branch to it, in one txn or not at all."""
         unwritten = self._work.unwritten(root)
-        record = replace(record, root=root_digest(root))
         timeout, room = self._settings.timeout, unwritten.nbytes
         with self._environment.write(timeout=timeout, room=room) as txn:
             require_head(self._environment, txn, self._turn, head)
@@ -663,7 +673,10 @@ class Session:
             refs.move_branch(txn, self._turn.branch, head, commit, by, when, why, goes_on=goes_on)
             self._lease.delete(txn)
         # Nothing of this may fail: the session must know that its edits are committed.
+        overlay = self._work.overlay
         self._begin(commit, root, pin=pin)
+        history.remember(commit, record)
+        overlay.hand_over(unwritten.nodes)
         return commit
 
     def _begin(self, base: Digest, root: Entry | None = None, *, pin: _Pin | None = None) -> None:

@@ -20,6 +20,9 @@ class Traces:
         self._deleted: set[str] = set()
         self._unknown = False
 
+    def __bool__(self) -> bool:
+        return self._unknown or bool(self._written) or bool(self._deleted)
+
     def note(self, key: str, *, deleted: bool = False) -> None:
         """Keep in mind that a key was set, or deleted. O(1)."""
         (self._deleted if deleted else self._written).add(array_of(key))

@@ -103,6 +103,16 @@ def test_a_commit_of_one_chunk(big, counts):
             session.close()
 
 
+def test_a_commit_decodes_nothing_that_it_made(big, counts):
+    with vzarr.open(big, "r+", author=AUTHOR) as repo:
+        for number in range(3):
+            with repo.transaction("main", "one chunk") as store:
+                store.session.set(key(2345), b"%d" % number)
+                assert number == 0 or counts["nodes"] == 0
+            assert number == 0 or counts["nodes"] == 0
+            counts.clear()
+
+
 def test_status_and_diff_of_one_chunk(big, counts):
     with vzarr.open(big, "r+", author=AUTHOR) as repo:
         session = repo.session("main")

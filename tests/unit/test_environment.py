@@ -864,6 +864,8 @@ def test_scan_is_a_sorted_dict(
         assert list(txn.scan("nodes", **options)) == entries
         keys = [(key, b"") for key, _ in entries]
         assert list(txn.scan("nodes", keys_only=True, **options)) == keys
+        last = max((key for key in model if key.startswith(prefix)), default=None)
+        assert txn.last_key("nodes", prefix) == last
         raise Undo
 
 

@@ -92,6 +92,29 @@ def test_discard_goes_back_to_the_base(filled):
     assert session.get("a/c/1") == b"1"
 
 
+def test_only_what_is_touched_is_discarded(filled):
+    session = filled.session("main")
+    work = session._work
+    changes = work.changes
+    session.discard()
+    assert work.changes is changes
+    # That leaves a trace alone.
+    session.delete("a/c/77")
+    session.discard()
+    assert work.changes is not changes
+    session.set("a/c/0", b"x")
+    session.commit("one more")
+    changes = work.changes
+    session.discard()
+    assert work.changes is changes
+    assert session.get("a/c/0") == b"x"
+    session.set("a/c/0", b"y")
+    assert session.has_changes
+    session.discard()
+    assert work.changes is not changes
+    assert session.get("a/c/0") == b"x"
+
+
 def test_a_write_that_changes_nothing_is_no_change(filled):
     session = filled.session("main")
     session.set("a/c/0", b"0")
