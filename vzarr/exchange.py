@@ -399,6 +399,7 @@ def pull(
             message=f"Merge branch '{branch}' of {fetched.url}",
             metadata=None,
             author=None,
+            progress=progress,
         )
     how: Literal["created", "up to date", "fast-forward", "merge"] = (
         "created"

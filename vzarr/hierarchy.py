@@ -136,7 +136,8 @@ class Hierarchy:
         digest = entry.directory.digest
         member = cached_entry(digest, name)
         if member is None:
-            data = self._directories.get(entry.directory, name.encode())
+            # Text that is no Unicode is nobody's name.
+            data = self._directories.get(entry.directory, name.encode(errors="surrogatepass"))
             if data is None:
                 return None
             member = decode_entry(data)

@@ -78,7 +78,10 @@ def test_a_bundle_is_merged_by_a_pull(first, second, out):
     with pytest.raises(vzarr.NotFastForwardError, match="Pull"):
         second.unbundle(out)
     assert second.branches["main"] == ours
-    assert second.pull(out).how == "merge"
+    told = set()
+    assert second.pull(out, progress=lambda *facts: told.add(facts[2])).how == "merge"
+    # The merge as well as what came before it.
+    assert "commit" in told
     assert values(second)[20:23] == [5] * 3
     assert second.unbundle(out, force=True).updates[0].how == "forced"
     assert second.branches["main"] == first.branches["main"]
