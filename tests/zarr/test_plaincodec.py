@@ -7,6 +7,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,14 @@ CODECS: dict[str, dict[str, Any]] = {
     "zarr 2": {"zarr_format": 2, "compressors": None},
 }
 _names = itertools.count()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stopped_clock() -> Iterator[None]:
+    """Let gzip write the same time into all that it makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gzip.time", SimpleNamespace(time=lambda: 0))
+        yield
 
 
 def finished(options: dict[str, Any], codec: str) -> dict[str, Any]:
