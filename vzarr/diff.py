@@ -296,7 +296,8 @@ class NodeChange:
 
 def _box(regions: Sequence[Region]) -> Region | None:
     """Find the box that several regions, which do not overlap, fill without a gap, if they do."""
-    if len(regions) < 2:
+    # An array of another rank may have come in the place of one.
+    if len(regions) < 2 or len(set(map(len, regions))) > 1:
         return None
     axes = list(zip(*regions, strict=True))
     box = tuple(

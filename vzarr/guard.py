@@ -60,7 +60,7 @@ from vzarr.pages import (
 _SMALL_PAGES, _SMALL_ENTRIES = 128, 2048
 # A list of eight names is one page; others may be in it, but not many.
 _MAX_MAIN_PAGES = 1024
-# As many branch pages of a state stay in memory: some 10 KB each.
+# As many branch pages of a state stay in memory.
 _KEPT_BRANCHES = 512
 # How often to look again because a commit of another process came between.
 _ATTEMPTS = 50
@@ -158,7 +158,7 @@ class _State:
         self.main: list[int] = []
         self.trees: dict[str, Tree] = {}
         # Branch pages by number, which stay what they are as long as the state is the newest.
-        self.branches: dict[int, Branch] = {}
+        self.branches: dict[int, bytes] = {}
         # How many pages databases have that are not ours.
         self.others = 0
         # The free pages by record, once somebody wants to know whether a page is one of them.
@@ -222,8 +222,10 @@ class Guard:
                 if not table.covers(key):
                     self._descend(state, table, key, before=False)
 
-        unknown = [key for key in keys if not table.covers(key)]
-        if unknown:
+        missing = [key for key in keys if not table.covers(key)]
+        # Others wait for the lock meanwhile.
+        for begin in range(0, len(missing), 64):
+            unknown = missing[begin : begin + 64]
             self._check(look)
 
     def require_neighbours(self, table: Table, key: bytes | None) -> tuple[bytes, bytes | None]:
@@ -233,7 +235,8 @@ class Guard:
         """
         if table.sound == [b""]:
             return b"", None
-        known = table.steps_around(key)
+        with self._lock:
+            known = table.steps_around(key)
         if known is not None:
             return known
 
@@ -368,10 +371,15 @@ class Guard:
         self, state: _State, number: int, key: bytes | None, *, before: bool
     ) -> tuple[int, bytes, bytes | None]:
         """Go on from a branch page that was read before, perhaps in another state."""
-        branch = state.branches.get(number)
-        if branch is not None:
-            return branch.find(key, before=before)
-        return find_child(self._read_page(state.meta, number), number, key, before=before)
+        return find_child(self._branch_page(state, number), number, key, before=before)
+
+    def _branch_page(self, state: _State, number: int) -> bytes:
+        page = state.branches.get(number)
+        if page is None:
+            page = self._read_page(state.meta, number)
+            if len(state.branches) < _KEPT_BRANCHES:
+                state.branches[number] = page
+        return page
 
     def _descend(
         self, state: _State, table: Table, key: bytes | None, *, before: bool
@@ -385,11 +393,9 @@ class Guard:
         if number != NO_PAGE:
             for level in range(tree.depth - 1, 0, -1):
                 if not table.covers_branch(level, low, high):
-                    branch = self._read_branch(meta, number)
+                    branch = read_branch(self._branch_page(state, number), number, meta.last_page)
                     _require_range(branch.keys, low, high, number)
                     table.add_branch(level, low, high)
-                    if len(state.branches) < _KEPT_BRANCHES:
-                        state.branches[number] = branch
                 number, least, following = self._find_child(state, number, key, before=before)
                 low, high = least or low, following or high
                 way.append(number)

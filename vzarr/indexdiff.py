@@ -91,8 +91,16 @@ class _Walk:
                 some, loaded, loaded, strict=True
             ):
                 if old is None or not fits(old, one, index):
-                    old = load_child(self._store, one, index)
+                    old = None
                 if new is None or not fits(new, other, index):
+                    new = None
+                if old is None or new is None or old.keys != new.keys:
+                    # First what comes before it.
+                    yield from self._compare(lower)
+                    lower = []
+                if old is None:
+                    old = load_child(self._store, one, index)
+                if new is None:
                     new = load_child(self._store, other, index)
                 if old.keys != new.keys:
                     yield from self._compare(lower)

@@ -12,7 +12,7 @@ from typing import Generic, Literal, Protocol, TypeVar, final
 
 from vzarr import absence
 from vzarr.environment import Environment, Txn
-from vzarr.errors import CorruptError
+from vzarr.errors import CorruptError, StorageError
 from vzarr.format import (
     CHECKSUM_FROM_BYTES,
     Blob,
@@ -163,7 +163,7 @@ class Objects:
     def _read_nodes(self, digests: Sequence[bytes]) -> dict[bytes, Node]:
         nodes = _nodes if self._own_nodes is None else self._own_nodes
         read: dict[bytes, Node] = {}
-        with contextlib.suppress(CorruptError), self.environment.read() as txn:
+        with contextlib.suppress(CorruptError, StorageError), self.environment.read() as txn:
             txn.look_for("nodes", digests)
             for digest in digests:
                 data = txn.get("nodes", digest)
@@ -309,8 +309,10 @@ class Overlay:
         own = self._encoded
         if not own:
             return self._base.load_some(digests)
-        found = iter(self._base.load_some([digest for digest in digests if digest not in own]))
-        return [self.load(digest) if digest in own else next(found) for digest in digests]
+        # Asked once: another thread may save nodes while the others are read.
+        others = [digest for digest in digests if digest not in own]
+        found = dict(zip(others, self._base.load_some(others), strict=True))
+        return [found[digest] if digest in found else self.load(digest) for digest in digests]
 
     def adopt(self, node_bytes: bytes) -> None:
         """Keep an encoded node that another overlay has, as ``save``. O(n) for its hash."""

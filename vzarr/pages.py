@@ -100,18 +100,6 @@ class Branch(NamedTuple):
     keys: list[bytes]
     children: list[int]
 
-    def find(self, key: bytes | None, *, before: bool) -> tuple[int, bytes, bytes | None]:
-        """Find the child for a key, as ``find_child`` does on the page itself. O(log n)."""
-        keys = self.keys
-        place = len(keys)
-        if key is not None:
-            place = (bisect_left if before else bisect_right)(keys, key, 1)
-        return (
-            self.children[place - 1],
-            keys[place - 1],
-            keys[place] if place < len(keys) else None,
-        )
-
 
 class Leaf(NamedTuple):
     """A leaf page: its keys, and the values that have pages of their own."""

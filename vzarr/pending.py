@@ -78,7 +78,8 @@ def _array_of(hierarchy: Hierarchy, key: str) -> tuple[str, Entry, Layout, bytes
             # Else it is a document, or something that an array seldom has below it.
             return None if index_key is None else (path, entry, entry.layout, index_key)
         name, slash, tail = tail.partition("/")
-        if not slash:
+        # No member has an empty path: `join` would take it for the group above.
+        if not slash or not name:
             return None
         path = join(path, name)
         entry = hierarchy.entry(path)

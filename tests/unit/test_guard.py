@@ -539,6 +539,50 @@ def test_where_a_scan_has_been_nothing_is_read_again(file, opened, monkeypatch):
     assert reads == 0
 
 
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """The numbers of the pages that the guard reads."""
+    found: list[int] = []
+    read = Guard._read_page
+
+    def noting(self: Guard, meta: Any, number: int) -> bytes:
+        found.append(number)
+        return read(self, meta, number)
+
+    monkeypatch.setattr(Guard, "_read_page", noting)
+    return found
+
+
+def test_branch_pages_are_read_once_a_commit(opened, reads):
+    environment = opened()
+    with environment.read() as txn:
+        for number in range(0, COUNT, 100):
+            txn.get("chunks", key(number))
+    with environment.write() as txn:
+        txn.put("meta", b"other", b"value")
+    reads.clear()
+    with environment.read() as txn:
+        for number in range(COUNT):
+            assert txn.get("chunks", key(number)) is not None
+    # Each leaf once, and the few pages above them.
+    assert len(reads) == len(set(reads))
+
+
+def test_others_may_look_meanwhile(opened, monkeypatch):
+    environment = opened()
+    checks = []
+    check = Guard._check
+
+    def checking(self: Guard, look: Any) -> Any:
+        checks.append(look)
+        return check(self, look)
+
+    monkeypatch.setattr(Guard, "_check", checking)
+    with environment.read() as txn:
+        txn.look_for("chunks", [key(number) for number in range(1000)])
+    assert len(checks) > 10
+
+
 @pytest.mark.parametrize("wanted", [999, COUNT - 1])
 def test_the_last_key_is_not_looked_for_on_damaged_pages(file, opened, wanted):
     bad = page_of(file, key(wanted))

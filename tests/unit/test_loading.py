@@ -11,7 +11,7 @@ import vzarr
 from vzarr import objects
 from vzarr.btree import Tree
 from vzarr.environment import Environment, Txn
-from vzarr.errors import CorruptError
+from vzarr.errors import CorruptError, StorageError
 from vzarr.format import blob_measure, encode_coordinates, node_digest
 from vzarr.node import Node, decode_node, encode_node
 from vzarr.objects import Overlay
@@ -125,6 +125,39 @@ def test_what_is_wrong_is_left_for_the_one_who_loads_it(index, monkeypatch):
         for key, _ in tree.scan(root):
             seen.append(key)
     assert seen == store.load(good).keys
+
+
+def test_another_thread_may_save_nodes_meanwhile(index, monkeypatch):
+    repo, root = index
+    digests = leaves(repo, root)[:8]
+    store = Overlay(repo._objects)
+    # One at least is its own already, so that it asks which.
+    own = store.save(Node(0, [b"own"], [b"1234"]))
+    data = encode_node(0, (node := store.load(digests[2])).keys, node.values)
+    original = repo._objects.load_some
+
+    def load_some(wanted):
+        store.adopt(data)
+        return original(wanted)
+
+    monkeypatch.setattr(type(repo._objects), "load_some", lambda _, wanted: load_some(wanted))
+    asked = [*digests, own]
+    found = [None if node is None else node.keys for node in store.load_some(asked)]
+    assert found == [store.load(digest).keys for digest in asked]
+
+
+def test_a_disk_that_cannot_read_ahead_is_no_error_yet(index, monkeypatch):
+    repo, root = index
+    wanted = leaves(repo, root)[:3]
+    monkeypatch.setattr(objects, "_nodes", objects.Cache(objects._CACHE_BYTES))
+
+    def look_for(self, database, keys):
+        raise StorageError("a sector cannot be read")
+
+    monkeypatch.setattr(Txn, "look_for", look_for)
+    store = Overlay(repo._objects)
+    assert store.load_some(wanted) == [None] * 3
+    assert store.load(wanted[0]).level == 0
 
 
 def test_many_keys_at_once(index, txns):

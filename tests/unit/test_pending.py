@@ -88,6 +88,23 @@ def test_edits_of_chunks_alone(filled, folds, seed):
     session.close()
 
 
+@pytest.mark.parametrize("key", ["/one/c/0", "group//two/c/0/0", "one//c/0"])
+def test_a_key_with_an_empty_name_is_a_file(filled, key):
+    session = filled.session("main")
+    session.set(key, b"1234")
+    assert told(session.status().diff) == by_tree(session)
+    assert not session.status().modified.chunks
+
+
+def test_an_array_in_the_place_of_one_of_another_rank(filled):
+    session = filled.session("main")
+    session.delete_below("one")
+    made = zarr.create_array(session.store, name="one", shape=(4, 4), chunks=(2, 2), dtype="i4")
+    made[:] = 1
+    assert "one" in str(session.status())
+    session.discard()
+
+
 def test_what_was_told_stays_while_the_session_goes_on(filled):
     session = filled.session("main")
     session.set("one/c/3", b"1234")
