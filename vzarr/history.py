@@ -104,8 +104,8 @@ def put(txn: Txn, record: CommitRecord) -> Digest:
 
 
 def remember(commit: Digest, record: CommitRecord) -> None:
-    """Keep a commit in memory that was just written, for ``get``. O(1)."""
-    _commits.put(commit, record, 1)
+    """Keep a commit in memory that was just written, for ``get``: as it would be read. O(size)."""
+    _commits.put(commit, decode_commit(encode_commit(record)), 1)
 
 
 def get(environment: Environment, commit: Digest) -> CommitRecord:

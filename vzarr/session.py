@@ -315,19 +315,20 @@ class Session:
         """Drop all uncommitted edits, a checkpoint of them and all forks too."""
         with self._work.lock:
             # Where a transaction has committed there is nothing left.
-            if not self._work.is_untouched:
+            if self._former or not self._work.is_untouched:
                 self._work.drop()
                 self._begin(self._base, self._work.base)
 
     def status(self) -> Status:
-        """Compare the session with its base: what a commit would record. O(changed nodes)."""
-        base, overlay, changes = self._work.base, self._work.overlay, None
-        edits = self._work.edits_on_base
-        if edits is not None:
-            changes = pending_chunks(overlay, base, edits, self._open_side)
-        if changes is None:
-            changes = diff(overlay, base, self._work.folded().root, self._open_side)
-        return Status(self._branch, self.base, Diff(self.base[:12], "session", changes))
+        """Compare the session with its base: what a commit would record. O(edits · depth)."""
+        with self._work.lock:
+            base, overlay, changes = self._work.base, self._work.overlay, None
+            edits = self._work.edits_on_base
+            if edits is not None:
+                changes = pending_chunks(overlay, base, edits, self._open_side)
+            if changes is None:
+                changes = diff(overlay, base, self._work.folded().root, self._open_side)
+            return Status(self._branch, self.base, Diff(self.base[:12], "session", changes))
 
     def _open_side(self, side: Side, path: str) -> Any:
         import zarr
@@ -346,7 +347,7 @@ class Session:
             if self._autosave is not None:
                 self._autosave.stop()
             with self._work.lock:
-                if not self._work.is_untouched:
+                if self._former or not self._work.is_untouched:
                     self._work.leave()
                     self._begin(self._base, self._work.base)
         self._closed = True
@@ -566,10 +567,12 @@ class Session:
                 with self._environment.read() as txn:
                     self._require_merged(txn)
             if not allow_empty and not self.has_changes:
-                raise SessionStateError(
-                    f"nothing to commit: the session has no changes to {self._branch!r}; "
-                    "pass allow_empty=True to commit all the same"
-                )
+                # Where the file is closed, that is the reason.
+                with self._environment.read():
+                    raise SessionStateError(
+                        f"nothing to commit: the session has no changes to {self._branch!r}; "
+                        "pass allow_empty=True to commit all the same"
+                    )
 
             def attempt(head: Digest) -> Digest:
                 # Another session may have moved the branch since ours began.

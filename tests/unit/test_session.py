@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 
 import pytest
 
@@ -113,6 +114,56 @@ def test_only_what_is_touched_is_discarded(filled):
     session.discard()
     assert work.changes is not changes
     assert session.get("a/c/0") == b"x"
+
+
+@pytest.mark.parametrize("end", ["discard", "close"])
+def test_a_session_that_ends_holds_no_former_base(filled, end):
+    session = filled.session("main")
+    for number in range(3):
+        other = filled.session("main")
+        other.set("a/c/0", b"%d more" % number)
+        other.commit("beside it")
+        session.rebase()
+    assert session._former
+    getattr(session, end)()
+    assert not session._former
+
+
+def test_a_file_that_is_closed_is_the_reason(path):
+    repo = vzarr.open(path)
+    session = repo.session("main")
+    repo.close()
+    with pytest.raises(vzarr.SessionStateError, match="closed"):
+        session.commit("nothing")
+
+
+def test_a_commit_is_remembered_as_it_is_read(filled):
+    class Message(str):
+        __slots__ = ()
+
+    session = filled.session("main")
+    session.set("a/c/0", b"x")
+    commit = session.commit(Message("a text"))
+    assert type(filled.show(commit).message) is str
+
+
+def test_a_batch_that_found_the_file_busy_is_tried_again(filled, monkeypatch):
+    monkeypatch.setattr("vzarr.changes.BATCH_BYTES", 1000)
+    failed = threading.Event()
+    original = changes.ChangeSet._write
+
+    def write(self, batch):
+        if not failed.is_set():
+            failed.set()
+            raise vzarr.BusyError("others write")
+        original(self, batch)
+
+    monkeypatch.setattr(changes.ChangeSet, "_write", write)
+    session = filled.session("main")
+    session.set("a/c/0", bytes(2000))
+    assert failed.wait(60)
+    session.commit("whoever it was has gone")
+    assert filled.session("main").get("a/c/0") == bytes(2000)
 
 
 def test_a_write_that_changes_nothing_is_no_change(filled):
@@ -567,6 +618,7 @@ class LazyTask:
 
     def __init__(self, work) -> None:
         self.pid = os.getpid()
+        self.error = None
         self._work = work
 
     def wait(self) -> None:
