@@ -36,7 +36,7 @@ class BufferPool:
     def __init__(self, budget: int = _BUDGET_BYTES) -> None:
         self._budget = budget
         self._lock = threading.Lock()
-        # The one that was taken longest ago is the first.
+        # The one that was taken, or found busy, longest ago is the first.
         self._arrays: deque[Array] = deque([np.empty(1, np.uint8)])
         # How many references an idle buffer has as seen from there differs between Pythons.
         _, self._idle = self._oldest()
@@ -97,9 +97,9 @@ class BufferPool:
 
     def _oldest(self) -> tuple[Array, int]:
         """Give the first buffer, which is the last one now, and count its references."""
-        array = self._arrays[0]
         self._arrays.rotate(-1)
-        return array, sys.getrefcount(array)
+        # No name for it here: a debugger that looks at names would keep it.
+        return self._arrays[-1], sys.getrefcount(self._arrays[-1])
 
 
 pool = BufferPool()

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import final
 
 from vzarr.environment import Environment, Txn
+from vzarr.errors import BusyError
 from vzarr.format import Blob
 from vzarr.leases import Lease
 from vzarr.objects import Bytes, put_chunk
@@ -27,8 +28,6 @@ from vzarr.traces import Traces
 
 BATCH_BYTES = 32 << 20
 """Staged at once. Each batch waits for the disk, bigger ones keep other writers waiting."""
-_SMALL_BATCH_BYTES = 8 << 20
-"""Staged at once where nothing else is on its way: better than to let the disk wait for more."""
 _MAX_BATCHES_WAITING = 1
 # To keep and to write one more entry costs about as much as this many bytes of a chunk.
 _ENTRY_COST_BYTES = 400
@@ -113,11 +112,6 @@ class _Task:
         finally:
             self._running.release()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether ``wait`` returns at once."""
-        return not self._running.locked()
-
     def wait(self) -> BaseException | None:
         """Wait for the end, and give what was raised."""
         with self._running:
@@ -180,9 +174,7 @@ class ChangeSet:
             if checksum is not None:
                 self._checksums[blob.digest] = checksum
             self._fresh_bytes += len(data) + _ENTRY_COST_BYTES
-            if self._fresh_bytes >= BATCH_BYTES or (
-                self._fresh_bytes >= _SMALL_BATCH_BYTES and not self._is_writing
-            ):
+            if self._fresh_bytes >= BATCH_BYTES:
                 self._hand_over()
 
     @property
@@ -214,11 +206,6 @@ class ChangeSet:
     def checksums(self) -> dict[bytes, bytes]:
         """What is known of their checksums."""
         return self._checksums
-
-    @property
-    def _is_writing(self) -> bool:
-        task = self._waiting[-1].running if self._waiting else None
-        return task is not None and not task.is_over
 
     def flush(self) -> None:
         """Put all bytes into LMDB now: tree nodes that are written ahead may name them."""
@@ -252,7 +239,11 @@ class ChangeSet:
 
     def _settle(self, batch: _Batch) -> None:
         """Wait for the oldest batch. One that failed, or was lost in a fork, is begun anew."""
-        error = (batch.running or self._start(batch)).wait()
+        task = batch.running
+        if task is None or isinstance(task.error, BusyError):
+            # Nobody waited when the file was busy, and it may not be any more.
+            task = self._start(batch)
+        error = task.wait()
         if error is not None:
             self._forget_failures()
             raise error

@@ -161,7 +161,7 @@ class Workspace:
 
     def put(self, key: str, blob: Blob, data: Bytes) -> None:
         """Set the value of a key. ``data`` must not change afterwards."""
-        # Before the lock, as its digest, while the processor has it at hand.
+        # As its digest, while the processor has it at hand, and mostly before the lock.
         checksum = chunk_checksum(data) if len(data) >= CHECKSUM_FROM_BYTES else None
         with self.lock:
             self.changes.put(key, blob, data, checksum=checksum)

@@ -91,6 +91,23 @@ def test_a_buffer_costs_the_same_however_many_there_are(kept, monkeypatch):
     assert 0 < len(looks) <= 2 * _LOOKS
 
 
+def test_a_debugger_that_looks_at_names_keeps_no_buffer():
+    def look(frame, event, argument):
+        # As long as the function runs, this is one more reference to what it has a name for.
+        frame.f_locals  # noqa: B018
+        return look
+
+    traced = sys.gettrace()
+    sys.settrace(look)
+    try:
+        pool = BufferPool()
+    finally:
+        sys.settrace(traced)
+    first, second = pool.copy(b"a" * 1000), pool.copy(b"b" * 1000)
+    assert bytes(first) == b"a" * 1000
+    assert address(first) != address(second)
+
+
 def test_a_buffer_is_filled_by_a_function_and_then_stays():
     pool = BufferPool()
 
