@@ -64,6 +64,7 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             # It gets the lowest number that is free.
             number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - to the end
 
 

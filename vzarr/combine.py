@@ -164,7 +164,7 @@ class Combiner:
                 meter.stage("commit", 0)
                 return session.commit_as(record, "merge", needs=[other])
 
-        return self._on_head(turn, attempt, meter)
+        return on_head(self._environment, self._settings, turn, attempt)
 
     def preview(
         self,
@@ -358,7 +358,7 @@ class Combiner:
                 record = self._record(head, words, default, parents=(start,))
                 return session.commit_as(record, "squash")
 
-        return self._on_head(turn, attempt, meter)
+        return on_head(self._environment, self._settings, turn, attempt)
 
     # ── what they share ──────────────────────────────────────────────────────────────────────────
 
@@ -388,12 +388,7 @@ class Combiner:
                 meter.stage("commit", 0)
                 return session.commit_as(record(head), operation, needs=[commit])
 
-        return self._on_head(turn, attempt, meter)
-
-    def _on_head(self, turn: Turn, attempt: Callable[[Digest], Digest], meter: Meter) -> Digest:
-        commit = on_head(self._environment, self._settings, turn, attempt)
-        meter.end()
-        return commit
+        return on_head(self._environment, self._settings, turn, attempt)
 
     def _combine(
         self,

@@ -1,7 +1,8 @@
 """How long a merge will take: what it has to read, counted before, and again while it reads.
 
 The chunks that both sides changed are decoded and encoded, and that takes nearly all of the time.
-They are found by the changes of the side that has fewer, in a thousandth of it.
+They are found by the changes of the side that has fewer, in a few thousandths of it; in a sixth of
+the merge where there are none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from vzarr.btree import Tree
+from vzarr.btree import Tree, some_loader
 from vzarr.format import (
     EMPTY_ENTRY,
     Blob,
@@ -66,12 +67,13 @@ def _entry(value: bytes | None) -> Entry:
 class Watched:
     """A store that tells a meter how many bytes of chunks and documents are read."""
 
-    __slots__ = ("_meter", "_store", "load", "save", "write")
+    __slots__ = ("_meter", "_store", "load", "load_some", "save", "write")
 
     def __init__(self, store: Store, meter: Meter) -> None:
         self._store = store
         self._meter = meter
         self.load = store.load
+        self.load_some = some_loader(store)
         self.save = store.save
         self.write = store.write
 

@@ -136,8 +136,7 @@ class Hierarchy:
         digest = entry.directory.digest
         member = cached_entry(digest, name)
         if member is None:
-            # Text that is no Unicode is nobody's name.
-            data = self._directories.get(entry.directory, name.encode(errors="surrogatepass"))
+            data = self._directories.get(entry.directory, _encoded(name))
             if data is None:
                 return None
             member = decode_entry(data)
@@ -475,6 +474,13 @@ def collect(overlay: Overlay, *roots: Entry) -> tuple[dict[bytes, bytes], set[by
     for root in roots:
         visit(root)
     return nodes, blobs
+
+
+def _encoded(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"the path {name!r} is not valid Unicode: {error}") from error
 
 
 def join(path: str, name: str) -> str:

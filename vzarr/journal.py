@@ -159,22 +159,25 @@ class JournalWriter:
         bytes must not change until then.
         """
         nbytes = sum(map(len, blobs.values()))
-        ours = False
-        with self._lock:
-            group = self._group
-            if group is None or group.nbytes + nbytes > _GROUP_BYTES:
-                group = _Group()
-                try:
-                    group.future = submit(partial(self._put, group))
-                except RuntimeError:
-                    # The system gives us no thread: whoever was to wait does it.
-                    group.future, ours = Future(), True
-                self._group = group
-            group.edits += edits
-            group.blobs |= blobs
-            group.nbytes += nbytes
-        if ours:
-            self._put_here(group)
+        ours: _Group | None = None
+        try:
+            with self._lock:
+                group = self._group
+                if group is None or group.nbytes + nbytes > _GROUP_BYTES:
+                    group = _Group()
+                    try:
+                        group.future = submit(partial(self._put, group))
+                    except RuntimeError:
+                        # The system gives us no thread: whoever was to wait does it.
+                        group.future, ours = Future(), group
+                    self._group = group
+                group.edits += edits
+                group.blobs |= blobs
+                group.nbytes += nbytes
+        finally:
+            # After an interrupt as well: others may have joined it.
+            if ours is not None:
+                self._put_here(ours)
         return group.future
 
     def _put_here(self, group: _Group) -> None:

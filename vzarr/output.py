@@ -158,12 +158,12 @@ class Output:
 
     def track(self, things: Sequence[_T], what: str) -> Iterable[_T]:
         """Go through ``things`` behind a progress bar, if somebody is watching."""
+        if not _is_terminal(sys.stderr) or self.as_json:
+            return things
         from rich.console import Console
         from rich.progress import track
 
-        watched = _is_terminal(sys.stderr) and not self.as_json
-        bar = Console(stderr=True)
-        return track(things, what, console=bar, transient=True, disable=not watched)
+        return track(things, what, console=Console(stderr=True), transient=True)
 
     @contextmanager
     def paged(self, wanted: bool = True) -> Iterator[None]:

@@ -88,6 +88,15 @@ def test_no_streams_at_all(ocean, tmp_path):
             assert "Traceback" not in done.stderr
     assert (tmp_path / "tested").read_text().count("\n") >= 3
     assert ocean.read_bytes() == good
+    # The same goes for the files of the command that bisect runs.
+    (tmp_path / "test.py").write_text(
+        "import os\nassert os.open(os.devnull, os.O_RDONLY) > 2, 'it gets the number of a stream'\n"
+    )
+    test = f"{sys.executable} {tmp_path}/test.py"
+    for closed in ("2>&-", "<&- >&- 2>&-"):
+        command = f"exec {sys.executable} -m vzarr bisect {ocean} main~2 main -- {test} {closed}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=50)
+        assert done.returncode == 0
     command = f"exec {sys.executable} -m vzarr log nope >&- 2>&-"
     assert subprocess.run(command, shell=True, timeout=50).returncode == 1
 

@@ -179,11 +179,13 @@ def test_an_array_named_0_in_a_group_is_its_own_array():
     assert hierarchy.children("0/0") == ["1"]
 
 
-def test_text_that_is_no_unicode_is_the_name_of_nothing():
+def test_text_that_is_no_unicode_is_refused():
     hierarchy = build(Memory(), {".zgroup": b"{}", "a/.zgroup": b"{}"})
-    for path in ("\udce9", "a/\udce9", "\udce9/c/0"):
-        assert hierarchy.entry(path) is None
-        assert hierarchy.find(path) is None
+    for path in ("\udce9", "\udce9/c/0"):
+        with pytest.raises(InvalidInputError, match="not valid Unicode"):
+            hierarchy.entry(path)
+        with pytest.raises(InvalidInputError, match="not valid Unicode"):
+            hierarchy.find(path)
 
 
 def test_coordinates_beyond_32_bits_are_kept_as_files():

@@ -100,6 +100,26 @@ def test_who_raises_ends_the_work_and_the_branch_stays(sea, name):
 
 
 @pytest.mark.parametrize("name", WORK)
+def test_nobody_is_told_once_the_branch_has_moved(sea, name):
+    before = dict(sea.branches)
+    for number in range(1, 100):
+        calls = []
+
+        def stop(*call: int | str, calls: list[Call] = calls, number: int = number) -> None:
+            calls.append(call)
+            if len(calls) == number:
+                raise StopError
+
+        try:
+            WORK[name](sea, progress=stop)
+        except StopError:
+            assert dict(sea.branches) == before
+        else:
+            break
+    assert 0 < len(calls) < number
+
+
+@pytest.mark.parametrize("name", WORK)
 def test_all_is_told_and_changes_nothing(sea, name):
     heard = Listener()
     WORK[name](sea, progress=heard)

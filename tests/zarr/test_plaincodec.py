@@ -346,3 +346,15 @@ def test_arrays_with_ways_of_their_own_are_left_to_zarr(repo: Repository):
             both = make_both(session, THEIRS[0], {"shape": (4,), "chunks": (2,), "dtype": "<i4"})
             require_same(*(outcome(write, array, ("basic", ...), value) for array in both))
             require_same_stored(*both)
+
+
+@pytest.mark.parametrize("way", ["oindex", "vindex"])
+@pytest.mark.parametrize("places", [[2, 0, 1], [0, 0, 1]])
+def test_a_selection_as_long_as_a_chunk_is_not_a_chunk(repo, way, places):
+    options = {"shape": (3,), "chunks": (3,), "dtype": "i4", "fill_value": 0, **CODECS["raw"]}
+    with writing(repo) as session:
+        for theirs in THEIRS:
+            both = make_both(session, theirs, options)
+            for array in both:
+                write(array, (way, (places,)), np.array([10, 20, 30], "i4"))
+            require_same_stored(*both)
