@@ -13,6 +13,7 @@ from bench.engines import (
     VERSIONED_HDF5,
     VZARR,
     VZARR_ZARR_PIPELINE,
+    Engine,
     Layout,
 )
 from bench.harness import MIB, Case, Run, Workload
@@ -42,9 +43,10 @@ def big_transaction(run: Run, *, chunks: int, chunk_bytes: int) -> None:
         run.record("held a chunk", held, "bytes")
 
 
-def case(name: str, chunks: int, chunk_bytes: int) -> Case:
+def case(name: str, chunks: int, chunk_bytes: int, *engines: Engine) -> Case:
+    options = {"chunks": chunks, "chunk_bytes": chunk_bytes}
     # Memory is much the same each time.
-    return Case(name, {"chunks": chunks, "chunk_bytes": chunk_bytes}, rounds=1)
+    return Case(name, options, tuple(engine.name for engine in engines), rounds=1)
 
 
 def cases(gigabytes: int, tiny: int) -> tuple[Case, ...]:
@@ -76,7 +78,11 @@ WORKLOADS = (
         ),
         sizes={
             "tiny": (case("4 MiB in chunks of 1 MiB", 4, MIB),),
-            "laptop": cases(2, 100_000),
+            # More than some of the engines have memory for.
+            "laptop": (
+                case("10 GiB in chunks of 1 MiB", 10 << 10, MIB, VZARR),
+                *cases(2, 100_000),
+            ),
             "large": cases(10, 1_000_000),
         },
         measure=big_transaction,
