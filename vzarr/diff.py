@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from vzarr.btree import Change, Tree
-from vzarr.errors import InvalidInputError
+from vzarr.errors import CorruptError, InvalidInputError
 from vzarr.extents import Extent
 from vzarr.format import (
     EMPTY_ENTRY,
@@ -407,9 +407,15 @@ def changed_chunks(
     changes: Sequence[Change],
     open_node: Callable[[Side, str], Any],
 ) -> NodeChange:
-    """Tell that chunks of an array have other values, in order of their keys, and nothing else."""
+    """Tell that chunks of an array have other values, in order of their keys, and nothing else.
+
+    Raises ``CorruptError`` where its documents make no array: nobody writes it so.
+    """
     node = node_metadata(entry.documents, store.read)
-    assert node is not None, "an array without documents"
+    if node is None:
+        raise CorruptError(
+            f"{path!r} has chunks, and documents that make no array: see vzarr check"
+        )
     return NodeChange(
         path,
         node.kind,

@@ -14,6 +14,8 @@ from vzarr import diff
 from vzarr.btree import Tree
 from vzarr.errors import CorruptError, InvalidInputError
 from vzarr.format import (
+    Entry,
+    Layout,
     TreeRef,
     blob_measure,
     decode_coordinates,
@@ -150,3 +152,9 @@ def test_a_node_that_is_not_what_its_parent_says(wrong):
     tree = Tree(Nodes(), lambda _: (1, 1))
     with pytest.raises(CorruptError, match="not what its parent says"):
         list(differing(Nodes(), tree, *(TreeRef(root[:32], 3, 3) for root in roots)))
+
+
+def test_chunks_beside_documents_that_make_no_array(repo):
+    entry = Entry({}, Layout(0, 1))
+    with pytest.raises(CorruptError, match="make no array"):
+        diff.changed_chunks(repo._objects, "a", entry, [], None)
