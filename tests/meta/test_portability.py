@@ -38,8 +38,8 @@ EVERYWHERE = {
     *("devnull", "dup", "dup2", "environ", "fdopen", "fsencode", "fsdecode", "fspath", "fstat"),
     *("fsync", "ftruncate", "get_terminal_size", "getcwd", "getpid", "isatty", "linesep", "link"),
     *("listdir", "lseek", "makedirs", "mkdir", "name", "open", "path", "pipe", "read", "readlink"),
-    *("rename", "replace", "rmdir", "scandir", "sep", "stat", "stat_result", "strerror"),
-    *("symlink", "truncate", "unlink", "urandom", "utime", "walk", "write"),
+    *("rename", "replace", "rmdir", "scandir", "sep", "set_inheritable", "stat", "stat_result"),
+    *("strerror", "symlink", "truncate", "unlink", "urandom", "utime", "walk", "write"),
 }
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in KNOWING)
