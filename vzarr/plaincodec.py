@@ -13,7 +13,7 @@ errors, and its rule of what is empty, are zarr's own.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -108,8 +108,8 @@ def _numpy_array(array: NDBuffer) -> Array | None:
     return data if type(array) is cpu.NDBuffer and type(data) is np.ndarray else None
 
 
-def _is_order(endian: Literal["little", "big"] | None, dtype: np.dtype[Any]) -> bool:
-    """Whether numbers that are stored in an order of bytes are so in memory."""
+def _is_order(endian: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether numbers that are stored in an order of bytes, "little" or "big", are so in memory."""
     return dtype.itemsize == 1 if endian is None else dtype.newbyteorder(endian) == dtype
 
 
