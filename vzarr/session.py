@@ -692,7 +692,11 @@ class Session:
         self._base = base
         self._lease.renew(base)
         self._work.begin(root)
+        dropped = [one for one in (self._pin, *self._former) if one is not pin]
         self._pin, self._former = pin, []
+        # Not left to their end, in which Python would lose a Ctrl-C.
+        for one in dropped:
+            one.release()
 
     def _root_of(self, commit: Digest) -> Digest:
         return history.get(self._environment, commit).root
@@ -746,9 +750,9 @@ class Session:
 
 
 class _Pin:
-    """Says to other processes that this one uses a commit, until nobody refers to it any more."""
+    """Says to other processes that this one uses a commit, until it is released."""
 
-    __slots__ = ("_environment", "commit")
+    __slots__ = ("_environment", "_released", "commit")
 
     def __init__(self, environment: Environment, commit: Digest, *, new: bool = False) -> None:
         """Take hold of a commit, a ``new`` one inside the txn that makes it.
@@ -759,6 +763,7 @@ class _Pin:
         self._environment = environment
         environment.pin(commit)
         # From here on there is something to take back.
+        self._released = False
         self.commit = commit
         # Now it stays; but a collection of garbage may have been faster.
         if not new and not history.exists(environment, commit):
@@ -767,10 +772,15 @@ class _Pin:
                 name=commit.hex(),
             )
 
+    def release(self) -> None:
+        """Let go of the commit; else that is done when nobody refers to this any more."""
+        if not self._released:
+            self._released = True
+            self._environment.unpin(self.commit)
+
     def __del__(self) -> None:
-        commit = getattr(self, "commit", None)
-        if commit is not None:
-            self._environment.unpin(commit)
+        if hasattr(self, "commit"):
+            self.release()
 
 
 def _node_path(path: str) -> str:
