@@ -367,12 +367,6 @@ class Guard:
         require_order(leaf.keys, low, high, number)
         return leaf
 
-    def _find_child(
-        self, state: _State, number: int, key: bytes | None, *, before: bool
-    ) -> tuple[int, bytes, bytes | None]:
-        """Go on from a branch page that was read before, perhaps in another state."""
-        return find_child(self._branch_page(state, number), number, key, before=before)
-
     def _branch_page(self, state: _State, number: int) -> bytes:
         page = state.branches.get(number)
         if page is None:
@@ -392,11 +386,12 @@ class Guard:
         way = [number]
         if number != NO_PAGE:
             for level in range(tree.depth - 1, 0, -1):
+                page = self._branch_page(state, number)
                 if not table.covers_branch(level, low, high):
-                    branch = read_branch(self._branch_page(state, number), number, meta.last_page)
+                    branch = read_branch(page, number, meta.last_page)
                     _require_range(branch.keys, low, high, number)
                     table.add_branch(level, low, high)
-                number, least, following = self._find_child(state, number, key, before=before)
+                number, least, following = find_child(page, number, key, before=before)
                 low, high = least or low, following or high
                 way.append(number)
             leaf = self._read_leaf(meta, number, low, high)

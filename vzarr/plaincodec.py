@@ -115,5 +115,4 @@ def _is_order(endian: Any, dtype: np.dtype[Any]) -> bool:
 
 def cut(array: Array, where: Any) -> Array:
     """Give a part of an array, a view where numpy can; never a scalar of numpy's."""
-    found: Array = np.asanyarray(array[(*where, ...) if type(where) is tuple else where])
-    return found
+    return np.asanyarray(array[where])
